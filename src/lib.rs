@@ -1,0 +1,7 @@
+//! bertft fine-tunes BERT-family encoders.
+pub mod data;
+pub mod error;
+pub mod metrics;
+pub mod train;
+
+pub use error::{Error, Result};

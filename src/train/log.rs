@@ -1,0 +1,134 @@
+//! What a run tells the outside: the events of the contract's `--json` output and `events.jsonl`, and progress for bars.
+
+use crate::metrics::Metrics;
+use serde::Serialize;
+
+/// One line of `--json` output. Names and units are the contract's.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Everything was checked; training begins.
+    Start {
+        version: String,
+        task: String,
+        model: String,
+        device: String,
+        threads: usize,
+        precision: String,
+        seed: u64,
+        output: String,
+        /// Number of weights.
+        parameters: usize,
+        trainable_parameters: usize,
+        /// Optimizer steps of the whole run.
+        total_steps: u64,
+        epochs: f64,
+        /// The step a resumed run goes on from.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        resumed_from: Option<u64>,
+    },
+    /// One split was read and tokenised.
+    Data {
+        /// `train`, `eval` or `test`.
+        split: String,
+        file: String,
+        rows: usize,
+        /// Real tokens after truncation, special tokens included.
+        tokens: usize,
+        longest: usize,
+        /// Rows that lost text to `max_length`.
+        truncated: usize,
+        /// Rows per label, in label order; empty for regression.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        labels: Vec<(String, usize)>,
+    },
+    /// Every `logging_steps` optimizer steps: mean loss since the last such event.
+    Step {
+        step: u64,
+        total_steps: u64,
+        epoch: f64,
+        loss: f64,
+        learning_rate: f64,
+        grad_norm: f64,
+        tokens_per_second: f64,
+    },
+    /// An evaluation on a split during or after training.
+    Eval {
+        split: String,
+        step: u64,
+        epoch: f64,
+        samples: usize,
+        seconds: f64,
+        samples_per_second: f64,
+        metrics: Metrics,
+        /// Whether it is the best so far by `metric_for_best_model`.
+        best: bool,
+    },
+    /// A checkpoint or the model was written.
+    Save { step: u64, path: String },
+    /// Something the user should know that does not stop the run.
+    Warning { message: String },
+    /// The end of a training run.
+    Done {
+        steps: u64,
+        epochs: f64,
+        train_seconds: f64,
+        samples_per_second: f64,
+        tokens_per_second: f64,
+        first_step_seconds: f64,
+        peak_rss_bytes: u64,
+        model: String,
+        metrics: serde_json::Value,
+    },
+    /// The run failed.
+    Error {
+        code: u8,
+        message: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        line: Option<u64>,
+    },
+}
+
+/// The work that a progress bar follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// `done` and `total` count rows.
+    Tokenise,
+    /// `done` and `total` count optimizer steps.
+    Train,
+    /// `done` and `total` count rows.
+    Evaluate,
+}
+
+/// How far a phase is; sent often, shown at most a few times a second. A phase is over when `done == total`.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    pub phase: Phase,
+    pub done: u64,
+    pub total: u64,
+    /// Last step's mean loss, while training.
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// Real tokens per second of training so far (0 when unknown).
+    pub tokens_per_second: f64,
+}
+
+/// Who listens to a run: the terminal, the JSON stream, or nobody (tests).
+pub trait Reporter {
+    fn event(&mut self, event: &Event);
+    fn progress(&mut self, progress: Progress);
+    /// True once the user asked to stop (SIGINT or SIGTERM).
+    fn interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// Listens to nothing.
+pub struct Silent;
+
+impl Reporter for Silent {
+    fn event(&mut self, _: &Event) {}
+    fn progress(&mut self, _: Progress) {}
+}

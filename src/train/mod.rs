@@ -1,0 +1,3 @@
+//! One training run: the loop, evaluation, checkpoints and what is reported.
+
+pub mod log;
