@@ -1,0 +1,187 @@
+//! AdamW (Loshchilov & Hutter 2019) over flat arenas, fused with gradient scaling: one pass over weights, gradients and
+//! both moments on all threads.
+
+use crate::ops::cpu::{Shared, lane_sum, madd, simd};
+use crate::ops::{Dst, Kernel, Src, launch};
+use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// One step's scalars, as `torch.optim.AdamW` names them.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWStep {
+    pub learning_rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub epsilon: f64,
+    /// 1 for the first step.
+    pub step: u64,
+    /// The gradients are multiplied by this first (clipping).
+    pub grad_scale: f64,
+}
+
+/// A range of the arenas that takes part in a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    pub range: Range<usize>,
+    pub weight_decay: f64,
+}
+
+/// Updates `weights` and the moments `m`, `v` from `grads` (all `[parameters]`) on the given ascending, disjoint
+/// segments. Elsewhere nothing moves: right where gradient and moments are zero and weight decay is off.
+pub fn adamw(
+    weights: &Tensor,
+    m: &Tensor,
+    v: &Tensor,
+    grads: &Tensor,
+    step: AdamWStep,
+    segments: &[Segment],
+) -> Result<()> {
+    launch(&AdamW { step, segments }, &[weights, m, v], &[grads])
+}
+
+/// Σ g² over the ranges, in f64 over fixed blocks: the same bits for every thread count.
+pub fn sum_squares(grads: &Tensor, ranges: &[Range<usize>]) -> Result<f64> {
+    let (storage, layout) = grads.storage_and_layout();
+    let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("sum_squares: f32 on the CPU only") };
+    let values = &values[layout.start_offset()..][..layout.shape().elem_count()];
+    let blocks: Vec<Range<usize>> = ranges.iter().cloned().flat_map(blocks).collect();
+    let sums: Vec<f64> = blocks.into_par_iter().with_min_len(16).map(|b| block_squares(&values[b]) as f64).collect();
+    Ok(sums.iter().sum())
+}
+
+/// Elements a block; small enough that an f32 partial sum keeps its digits and that blocks spread over threads.
+const BLOCK: usize = 4096;
+
+fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(BLOCK).map(move |at| at..(at + BLOCK).min(range.end))
+}
+
+simd! {
+    fn block_squares(g: &[f32]) -> f32 {
+        lane_sum(g.len(), |i| g[i] * g[i])
+    }
+}
+
+struct AdamW<'a> {
+    step: AdamWStep,
+    segments: &'a [Segment],
+}
+
+impl Kernel for AdamW<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([w, m, v], [g]) = (dst, src) else { bail!("adamw: three destinations, one source") };
+        let (n, g) = (w.data.len(), g.f32()?);
+        if m.data.len() != n || v.data.len() != n || g.len() != n {
+            bail!("adamw: arenas of {n}, {}, {} and {} values", m.data.len(), v.data.len(), g.len());
+        }
+        let ordered = self.segments.windows(2).all(|s| s[0].range.end <= s[1].range.start);
+        if !ordered || self.segments.last().is_some_and(|s| s.range.end > n) {
+            bail!("adamw: segments overlap or leave the arena");
+        }
+        let s = &self.step;
+        let correction1 = 1.0 - s.beta1.powi(s.step as i32);
+        let correction2 = 1.0 - s.beta2.powi(s.step as i32);
+        let scalars = Scalars {
+            scale: s.grad_scale as f32,
+            beta1: s.beta1 as f32,
+            one_minus_beta1: (1.0 - s.beta1) as f32,
+            beta2: s.beta2 as f32,
+            one_minus_beta2: (1.0 - s.beta2) as f32,
+            step_size: (s.learning_rate / correction1) as f32,
+            inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
+            epsilon: s.epsilon as f32,
+        };
+        let work: Vec<(Range<usize>, f32)> = self
+            .segments
+            .iter()
+            .flat_map(|s| blocks(s.range.clone()).map(|b| (b, (1.0 - self.step.learning_rate * s.weight_decay) as f32)))
+            .collect();
+        let (w, m, v) = (Shared::new(w.data), Shared::new(m.data), Shared::new(v.data));
+        work.into_par_iter().with_min_len(16).for_each(|(range, keep)| {
+            // SAFETY: segments are disjoint (checked above) and blocks cut them without overlap.
+            let (w, m, v) = unsafe { (w.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
+            update(w, m, v, &g[range], scalars, keep);
+        });
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Scalars {
+    scale: f32,
+    beta1: f32,
+    one_minus_beta1: f32,
+    beta2: f32,
+    one_minus_beta2: f32,
+    step_size: f32,
+    inverse_sqrt_correction2: f32,
+    epsilon: f32,
+}
+
+simd! {
+    fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Scalars, keep: f32) {
+        let n = g.len();
+        let (w, m, v) = (&mut w[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            let g = g[i] * s.scale;
+            m[i] = madd::<FMA>(s.beta1, m[i], s.one_minus_beta1 * g);
+            v[i] = madd::<FMA>(s.beta2, v[i], s.one_minus_beta2 * g * g);
+            let denominator = madd::<FMA>(v[i].sqrt(), s.inverse_sqrt_correction2, s.epsilon);
+            w[i] = w[i] * keep - s.step_size * m[i] / denominator;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, flat, vector};
+
+    #[test]
+    fn matches_the_definition_over_steps_and_leaves_the_rest() {
+        let n = 10_007;
+        let (w, m, v) = (vector(n, 1), vector(n, 2).affine(0.0, 0.0).unwrap(), vector(n, 2).affine(0.0, 0.0).unwrap());
+        let segments = [
+            Segment { range: 3..5000, weight_decay: 0.1 },
+            Segment { range: 5000..5001, weight_decay: 0.0 },
+            Segment { range: 9000..n, weight_decay: 0.0 },
+        ];
+        let mut w64: Vec<f64> = flat(&w).iter().map(|&v| v as f64).collect();
+        let (mut m64, mut v64) = (vec![0f64; n], vec![0f64; n]);
+        for step in 1..=5 {
+            let g = vector(n, 10 + step as u32);
+            let s = AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step, grad_scale: 0.5 };
+            adamw(&w, &m, &v, &g, s, &segments).unwrap();
+            let g = flat(&g);
+            for seg in &segments {
+                for i in seg.range.clone() {
+                    let gi = g[i] as f64 * 0.5;
+                    m64[i] = 0.9 * m64[i] + 0.1 * gi;
+                    v64[i] = 0.999 * v64[i] + 0.001 * gi * gi;
+                    let mhat = m64[i] / (1.0 - 0.9f64.powi(step as i32));
+                    let vhat = v64[i] / (1.0 - 0.999f64.powi(step as i32));
+                    w64[i] -= 1e-2 * (seg.weight_decay * w64[i] + mhat / (vhat.sqrt() + 1e-8));
+                }
+            }
+        }
+        close(&flat(&w), &w64, 1e-6, "w");
+        close(&flat(&m), &m64, 1e-6, "m");
+        close(&flat(&v), &v64, 1e-6, "v");
+        let bad = [Segment { range: 0..5, weight_decay: 0.0 }, Segment { range: 4..6, weight_decay: 0.0 }];
+        let s = AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
+        assert!(adamw(&w, &m, &v, &vector(n, 1), s, &bad).is_err());
+    }
+
+    #[test]
+    fn sum_of_squares() {
+        let g = vector(20_011, 4);
+        let want: f64 = flat(&g)[5..].iter().map(|&x| (x as f64).powi(2)).sum();
+        let got = sum_squares(&g, &[5..6, 6..20_011]).unwrap();
+        assert!((got / want - 1.0).abs() < 1e-6, "{got} {want}");
+    }
+}

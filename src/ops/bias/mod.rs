@@ -1,0 +1,109 @@
+//! A linear layer's bias where no other op takes it along.
+
+use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
+use crate::ops::{Dst, Kernel, Src, launch};
+use candle_core::{Result, Tensor, bail};
+
+const GRAIN: usize = 32;
+
+/// `y[tokens, out] += bias[out]`
+pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
+    launch(&Add, &[y], &[bias])
+}
+
+/// `dbias[out] = Σ_tokens dy[tokens, out]`, added to `dbias` if `accumulate`.
+pub fn bias_grad(dbias: &Tensor, dy: &Tensor, accumulate: bool) -> Result<()> {
+    launch(&Grad { accumulate }, &[dbias], &[dy])
+}
+
+struct Add;
+
+impl Kernel for Add {
+    fn name(&self) -> &'static str {
+        "add_bias"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([y], [bias]) = (dst, src) else { bail!("add_bias: one destination, one source") };
+        let (n, bias) = (y.cols, bias.f32()?);
+        if bias.len() != n || y.stride != n {
+            bail!("add_bias: {} values for rows of {n}", bias.len());
+        }
+        let rows = y.rows;
+        let y = Shared::new(y.data);
+        for_chunks(rows, GRAIN, |_, r| {
+            // SAFETY: chunks of rows are disjoint.
+            add_rows(unsafe { y.range(r.start * n..r.end * n) }, bias);
+        });
+        Ok(())
+    }
+}
+
+simd! {
+    fn add_rows(y: &mut [f32], bias: &[f32]) {
+        for row in y.chunks_exact_mut(bias.len()) {
+            for (y, b) in row.iter_mut().zip(bias) {
+                *y += b;
+            }
+        }
+    }
+}
+
+struct Grad {
+    accumulate: bool,
+}
+
+impl Kernel for Grad {
+    fn name(&self) -> &'static str {
+        "bias_grad"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([db], [dy]) = (dst, src) else { bail!("bias_grad: one destination, one source") };
+        let n = db.data.len();
+        if dy.cols != n || dy.stride != n {
+            bail!("bias_grad: rows of {} for {n} values", dy.cols);
+        }
+        let values = dy.f32()?;
+        let mut partial = vec![0f32; chunk_count(dy.rows, GRAIN) * n];
+        let shared = Shared::new(&mut partial);
+        for_chunks(dy.rows, GRAIN, |c, r| {
+            // SAFETY: one partial sum a chunk.
+            sum_rows(unsafe { shared.range(c * n..(c + 1) * n) }, &values[r.start * n..r.end * n]);
+        });
+        reduce_partials(db.data, &partial, self.accumulate);
+        Ok(())
+    }
+}
+
+simd! {
+    fn sum_rows(sum: &mut [f32], dy: &[f32]) {
+        for row in dy.chunks_exact(sum.len()) {
+            for (s, v) in sum.iter_mut().zip(row) {
+                *s += v;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, flat, matrix, vector};
+
+    #[test]
+    fn forward_and_gradient() {
+        for (t, n) in [(1, 1), (5, 3), (100, 37)] {
+            let (y, b) = (matrix(t, n, 1), vector(n, 2));
+            let (y0, bv) = (flat(&y), flat(&b));
+            add_bias(&y, &b).unwrap();
+            close(&flat(&y), &(0..t * n).map(|i| (y0[i] + bv[i % n]) as f64).collect::<Vec<_>>(), 1e-7, "y");
+            let sums: Vec<f64> = (0..n).map(|j| (0..t).map(|i| y0[i * n + j] as f64).sum()).collect();
+            let db = vector(n, 3);
+            bias_grad(&db, &matrix(t, n, 1), false).unwrap();
+            close(&flat(&db), &sums, 1e-5, "db");
+            bias_grad(&db, &matrix(t, n, 1), true).unwrap();
+            close(&flat(&db), &sums.iter().map(|s| 2.0 * s).collect::<Vec<_>>(), 1e-5, "accumulated");
+        }
+    }
+}

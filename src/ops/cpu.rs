@@ -1,0 +1,283 @@
+//! What the CPU bodies share: the instruction set found at run time, loops over rows on all threads, and the vector maths
+//! (exp, erf, sums) written so that LLVM turns it into full-width vector code.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// The vector instructions that the fused loops use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// What the compiler's baseline offers (SSE2 on x86-64).
+    Baseline,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// The best level this machine has, or the lower one that `BERTFT_CPU` (`baseline`, `avx2`, `avx512`) asks for.
+pub fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let best = detect();
+        match std::env::var("BERTFT_CPU").as_deref() {
+            Ok("baseline") => Level::Baseline,
+            Ok("avx2") => best.min(Level::Avx2),
+            _ => best,
+        }
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect() -> Level {
+    if is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+    {
+        Level::Avx512
+    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        Level::Avx2
+    } else {
+        Level::Baseline
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect() -> Level {
+    Level::Baseline
+}
+
+/// Compiles a function once per [`Level`] and picks at run time. The body may call `#[inline(always)]` functions, and
+/// [`madd`]`::<FMA>` for a multiply-add that is fused where the level has it.
+macro_rules! simd {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi2")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                #[target_feature(enable = "avx2,fma,bmi2")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                match $crate::ops::cpu::level() {
+                    // SAFETY: `level` found these features on this machine.
+                    $crate::ops::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::ops::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::cpu::Level::Baseline => {}
+                }
+            }
+            body::<false>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd;
+
+/// `a * b + c`. Without FMA `mul_add` would be a library call an element.
+#[inline(always)]
+pub fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Width of the partial sums; one AVX-512 register.
+pub const LANES: usize = 16;
+
+/// Σ f(i) over `0..n` in [`LANES`] partial sums: the order is fixed, so the same input gives the same bits.
+#[inline(always)]
+pub fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut acc = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    let mut i = 0;
+    while i < whole {
+        for (l, a) in acc.iter_mut().enumerate() {
+            *a += f(i + l);
+        }
+        i += LANES;
+    }
+    let mut sum: f32 = fold(acc, |a, b| a + b);
+    while i < n {
+        sum += f(i);
+        i += 1;
+    }
+    sum
+}
+
+/// Reduces the lanes pairwise.
+#[inline(always)]
+pub fn fold(mut acc: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            acc[l] = f(acc[l], acc[l + width]);
+        }
+        width /= 2;
+    }
+    acc[0]
+}
+
+/// eˣ to about 1e-7 relative, for x in [-87, 88] (clamped outside): 2ⁿ·P(r) with r = x − n·ln 2 (Cephes `expf`).
+#[inline(always)]
+pub fn exp<const FMA: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5·2²³: adding it rounds to an integer held in the low mantissa bits
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = madd::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = madd::<FMA>(n, -0.693_359_4, x);
+    let r = madd::<FMA>(n, 2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4;
+    p = madd::<FMA>(p, r, 1.398_2e-3);
+    p = madd::<FMA>(p, r, 8.333_452e-3);
+    p = madd::<FMA>(p, r, 4.166_579_6e-2);
+    p = madd::<FMA>(p, r, 1.666_666_5e-1);
+    p = madd::<FMA>(p, r, 5.0e-1);
+    let p = madd::<FMA>(p * r, r, r) + 1.0;
+    let scale = f32::from_bits(
+        ((shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32).wrapping_add(127) << 23) as u32,
+    );
+    p * scale
+}
+
+/// erf(x) to about 3e-7 absolute: an odd/even rational approximation on [-4, 4], ±1 outside.
+#[inline(always)]
+pub fn erf<const FMA: bool>(x: f32) -> f32 {
+    let x = x.clamp(-4.0, 4.0);
+    let t = x * x;
+    let mut p = -2.726_142_3e-10;
+    p = madd::<FMA>(p, t, 2.770_681_4e-8);
+    p = madd::<FMA>(p, t, -2.101_024e-6);
+    p = madd::<FMA>(p, t, -5.692_506_5e-5);
+    p = madd::<FMA>(p, t, -7.349_906e-4);
+    p = madd::<FMA>(p, t, -2.954_6e-3);
+    p = madd::<FMA>(p, t, -1.609_603_3e-2);
+    let mut q = -1.456_607_2e-5;
+    q = madd::<FMA>(q, t, -2.133_740_6e-4);
+    q = madd::<FMA>(q, t, -1.682_827e-3);
+    q = madd::<FMA>(q, t, -7.373_329e-3);
+    q = madd::<FMA>(q, t, -1.426_473_9e-2);
+    x * p / q
+}
+
+/// tanh(x) to about 1e-7 absolute.
+#[inline(always)]
+pub fn tanh<const FMA: bool>(x: f32) -> f32 {
+    1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0)
+}
+
+/// Splits `0..n` into one contiguous range a thread (at least `grain` items each) and runs `f(chunk, range)` on all of
+/// them. Chunks depend only on `n`, `grain` and the thread count, so partial sums kept per chunk are repeatable.
+pub fn for_chunks(n: usize, grain: usize, f: impl Fn(usize, Range<usize>) + Sync) {
+    let chunks = chunk_count(n, grain);
+    if chunks <= 1 {
+        if n > 0 {
+            f(0, 0..n);
+        }
+        return;
+    }
+    let f = &f;
+    rayon::scope(|scope| {
+        for c in 1..chunks {
+            scope.spawn(move |_| f(c, chunk(n, chunks, c)));
+        }
+        f(0, chunk(n, chunks, 0));
+    });
+}
+
+/// How many chunks [`for_chunks`] makes.
+pub fn chunk_count(n: usize, grain: usize) -> usize {
+    rayon::current_num_threads().min(n.div_ceil(grain.max(1)))
+}
+
+fn chunk(n: usize, chunks: usize, c: usize) -> Range<usize> {
+    n * c / chunks..n * (c + 1) / chunks
+}
+
+/// A mutable slice that several threads may write at disjoint places.
+#[derive(Clone, Copy)]
+pub struct Shared<'a, T> {
+    data: *mut T,
+    len: usize,
+    life: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `range`, whose callers promise disjointness.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { data: slice.as_mut_ptr(), len: slice.len(), life: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    /// No two live slices may overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn range(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "range outside the slice");
+        // SAFETY: inside the slice by the check above, disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(range.start), range.len()) }
+    }
+}
+
+/// Adds the chunks' partial sums (`partial` holds one vector of `out.len()` a chunk) in chunk order; without
+/// `accumulate` the old values of `out` are dropped.
+pub fn reduce_partials(out: &mut [f32], partial: &[f32], accumulate: bool) {
+    if !accumulate {
+        out.fill(0.0);
+    }
+    for p in partial.chunks_exact(out.len().max(1)) {
+        for (o, v) in out.iter_mut().zip(p) {
+            *o += v;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    simd! {
+        fn map_exp(x: &mut [f32]) { for v in x { *v = exp::<FMA>(*v) } }
+    }
+    simd! {
+        fn map_erf(x: &mut [f32]) { for v in x { *v = erf::<FMA>(*v) } }
+    }
+    simd! {
+        fn map_tanh(x: &mut [f32]) { for v in x { *v = tanh::<FMA>(*v) } }
+    }
+
+    /// erf by its Taylor series and continued fraction in f64.
+    pub(crate) fn erf64(x: f64) -> f64 {
+        libm::erf(x)
+    }
+
+    #[test]
+    fn vector_functions_are_close_to_f64() {
+        let x: Vec<f32> = (-8000..=8000).map(|i| i as f32 * 0.005).collect();
+        let (mut e, mut r, mut t) = (x.clone(), x.clone(), x.clone());
+        map_exp(&mut e);
+        map_erf(&mut r);
+        map_tanh(&mut t);
+        for (i, &x) in x.iter().enumerate() {
+            let x = x as f64;
+            assert!((e[i] as f64 / x.exp() - 1.0).abs() < 3e-7, "exp({x}) = {}", e[i]);
+            assert!((r[i] as f64 - erf64(x)).abs() < 4e-7, "erf({x}) = {}", r[i]);
+            assert!((t[i] as f64 - x.tanh()).abs() < 3e-7, "tanh({x}) = {}", t[i]);
+        }
+    }
+
+    #[test]
+    fn chunks_cover_everything_once() {
+        for n in [0, 1, 2, 7, 100] {
+            let mut seen = vec![0u8; n];
+            let shared = Shared::new(&mut seen);
+            // SAFETY: chunks are disjoint.
+            for_chunks(n, 3, |_, r| unsafe { shared.range(r) }.iter_mut().for_each(|v| *v += 1));
+            assert!(seen.iter().all(|&v| v == 1));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Dropout from a counter-based generator: whether element `i` of a site is kept depends only on the site's key and
+//! `i`. No mask is stored (the backward pass computes it again) and thread count or batch split change nothing.
+//!
+//! The generator is a 32-bit integer mix (two multiplies, three shifts, the "lowbias32" constants), which vectorises
+//! where Philox would cost more than the loop around it.
+
+/// The dropout of one site in one forward pass, the same again in its backward pass.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    k0: u32,
+    k1: u32,
+    /// Kept if `bits >= threshold`.
+    threshold: u32,
+    /// 1 / (1 − p).
+    scale: f32,
+}
+
+impl Dropout {
+    /// Keeps everything.
+    pub const OFF: Self = Self { k0: 0, k1: 0, threshold: 0, scale: 1.0 };
+
+    /// Drops with probability `p` in `[0, 1)`; `key` names the site and the step.
+    pub fn new(p: f32, key: u64) -> Self {
+        if p <= 0.0 {
+            return Self::OFF;
+        }
+        let k = splitmix(key);
+        Self {
+            k0: k as u32,
+            k1: (k >> 32) as u32,
+            threshold: (p as f64 * 4_294_967_296.0) as u32,
+            scale: 1.0 / (1.0 - p),
+        }
+    }
+
+    /// The same dropout rate under a key of its own, for a part of a site (an attention head, say).
+    pub fn sub(&self, part: u64) -> Self {
+        let k = splitmix((self.k1 as u64) << 32 | self.k0 as u64 ^ splitmix(part));
+        Self { k0: k as u32, k1: (k >> 32) as u32, ..*self }
+    }
+
+    /// Whether nothing is ever dropped.
+    pub fn is_off(&self) -> bool {
+        self.threshold == 0
+    }
+
+    /// The factor of element `i`: 0 or 1 / (1 − p).
+    #[inline(always)]
+    pub fn factor(&self, i: u32) -> f32 {
+        if bits(self.k0, self.k1, i) >= self.threshold { self.scale } else { 0.0 }
+    }
+}
+
+/// 32 well-mixed bits of counter `i` under a key.
+#[inline(always)]
+pub fn bits(k0: u32, k1: u32, i: u32) -> u32 {
+    let mut x = i.wrapping_mul(0x9e37_79b9) ^ k0;
+    x ^= x >> 16;
+    x = x.wrapping_mul(0x7feb_352d).wrapping_add(k1);
+    x ^= x >> 15;
+    x = x.wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}
+
+/// SplitMix64's output function: spreads keys that differ in few bits.
+pub fn splitmix(x: u64) -> u64 {
+    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rate_scale_and_independence() {
+        let n = 1 << 20;
+        for p in [0.1f32, 0.5] {
+            let (a, b) = (Dropout::new(p, 1), Dropout::new(p, 2));
+            let (mut kept, mut both, mut next) = (0u32, 0u32, 0u32);
+            for i in 0..n {
+                let (ka, kb, kn) = (a.factor(i) > 0.0, b.factor(i) > 0.0, a.factor(i + 1) > 0.0);
+                kept += ka as u32;
+                both += (ka && kb) as u32;
+                next += (ka && kn) as u32;
+            }
+            let q = 1.0 - p as f64;
+            // Five standard deviations of a binomial count.
+            let near = |count: u32, rate: f64| {
+                (count as f64 / n as f64 - rate).abs() < 5.0 * (rate * (1.0 - rate) / n as f64).sqrt()
+            };
+            assert!(near(kept, q) && near(both, q * q) && near(next, q * q), "{p}: {kept} {both} {next}");
+            assert_eq!((0..n).map(|i| a.factor(i)).fold(0.0, f32::max), 1.0 / (1.0 - p));
+            assert_ne!(
+                (0..64).map(|i| a.sub(1).factor(i)).collect::<Vec<_>>(),
+                (0..64).map(|i| a.sub(2).factor(i)).collect::<Vec<_>>()
+            );
+        }
+        assert_eq!(Dropout::new(0.0, 1), Dropout::OFF);
+        assert!((0..100).all(|i| Dropout::OFF.factor(i) == 1.0));
+    }
+}

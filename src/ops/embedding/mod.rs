@@ -1,0 +1,291 @@
+//! BERT's input: word + position + token-type embedding, layer norm, dropout; and its gradient, which touches only the
+//! rows that the batch used.
+//!
+//! The five parameters lie in one `[vocab + positions + types + 2, hidden]` block in checkpoint order: the three tables,
+//! then gamma and beta.
+
+use crate::ops::cpu::{Shared, chunk_count, for_chunks, simd};
+use crate::ops::dropout::Dropout;
+use crate::ops::layer_norm::cpu::{norm_row, norm_row_backward};
+use crate::ops::{Dst, Kernel, Src, launch};
+use candle_core::{Result, Tensor, bail};
+
+/// Rows a thread gets at least.
+const GRAIN: usize = 16;
+
+/// Sizes of the three tables and the layer norm's epsilon.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbeddingShape {
+    pub vocab: usize,
+    pub positions: usize,
+    /// 0 when the family has no token types.
+    pub types: usize,
+    pub eps: f32,
+}
+
+impl EmbeddingShape {
+    /// Rows of the parameter block.
+    pub fn rows(&self) -> usize {
+        self.vocab + self.positions + self.types + 2
+    }
+}
+
+/// The three index vectors of a packed batch, each u32 `[tokens]`.
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddingIndex<'a> {
+    pub ids: &'a Tensor,
+    pub positions: &'a Tensor,
+    pub types: &'a Tensor,
+}
+
+/// `s = word[id] + position[p] + type[t]`, `y = dropout(norm(s))`; `s, y: [tokens, hidden]`, `s` kept for the backward.
+pub fn embed(
+    s: &Tensor,
+    y: &Tensor,
+    block: &Tensor,
+    at: EmbeddingIndex<'_>,
+    shape: EmbeddingShape,
+    dropout: Dropout,
+) -> Result<()> {
+    launch(&Forward { shape, dropout }, &[s, y], &[block, at.ids, at.positions, at.types])
+}
+
+/// Adds the gradients of the five parameters to `dblock`, from `dy: [tokens, hidden]`; `ds` is scratch of `dy`'s shape.
+pub fn embed_backward(
+    dblock: &Tensor,
+    ds: &Tensor,
+    dy: &Tensor,
+    s: &Tensor,
+    block: &Tensor,
+    at: EmbeddingIndex<'_>,
+    shape: EmbeddingShape,
+    dropout: Dropout,
+) -> Result<()> {
+    launch(&Backward { shape, dropout }, &[dblock, ds], &[dy, s, block, at.ids, at.positions, at.types])
+}
+
+struct Forward {
+    shape: EmbeddingShape,
+    dropout: Dropout,
+}
+
+/// The index vectors as slices, all inside their tables.
+fn indices<'a>(
+    name: &str,
+    shape: &EmbeddingShape,
+    block: (usize, usize),
+    tokens: usize,
+    src: &[Src<'a>],
+) -> Result<[&'a [u32]; 3]> {
+    if block.0 != shape.rows() {
+        bail!("{name}: parameter block of {} rows, expected {}", block.0, shape.rows());
+    }
+    let mut out = [&[][..]; 3];
+    for (k, limit) in [shape.vocab, shape.positions, shape.types.max(1)].into_iter().enumerate() {
+        out[k] = src[k].u32()?;
+        if out[k].len() != tokens {
+            bail!("{name}: {} indices for {tokens} tokens", out[k].len());
+        }
+        if let Some(i) = out[k].iter().find(|&&i| i as usize >= limit) {
+            bail!("{name}: index {i} outside a table of {limit} rows");
+        }
+    }
+    Ok(out)
+}
+
+impl Kernel for Forward {
+    fn name(&self) -> &'static str {
+        "embed"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([s, y], [block, rest @ ..]) = (dst, src) else { bail!("embed: two destinations, four sources") };
+        let (h, tokens) = (s.cols, s.rows);
+        let [ids, positions, types] = indices("embed", &self.shape, (block.rows, block.cols), tokens, rest)?;
+        if block.cols != h || (y.rows, y.cols) != (tokens, h) {
+            bail!("embed: s [{tokens}, {h}], y [{}, {}], block of {}", y.rows, y.cols, block.cols);
+        }
+        let block = block.f32()?;
+        let (s, y) = (Shared::new(s.data), Shared::new(y.data));
+        for_chunks(tokens, GRAIN, |_, r| {
+            let range = r.start * h..r.end * h;
+            // SAFETY: chunks of rows are disjoint.
+            let (s, y) = unsafe { (s.range(range.clone()), y.range(range)) };
+            let index = [&ids[r.clone()], &positions[r.clone()], &types[r.clone()]];
+            forward_rows(s, y, block, index, h, self.shape, self.dropout, r.start);
+        });
+        Ok(())
+    }
+}
+
+simd! {
+    fn forward_rows(
+        s: &mut [f32], y: &mut [f32], block: &[f32], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, drop: Dropout, first: usize,
+    ) {
+        let row = |i: usize| &block[i * h..(i + 1) * h];
+        let (gamma, beta) = (row(shape.rows() - 2), row(shape.rows() - 1));
+        for (r, (s, y)) in s.chunks_exact_mut(h).zip(y.chunks_exact_mut(h)).enumerate() {
+            let word = row(at[0][r] as usize);
+            let position = row(shape.vocab + at[1][r] as usize);
+            if shape.types > 0 {
+                let kind = row(shape.vocab + shape.positions + at[2][r] as usize);
+                for j in 0..h {
+                    s[j] = word[j] + kind[j] + position[j];
+                }
+            } else {
+                for j in 0..h {
+                    s[j] = word[j] + position[j];
+                }
+            }
+            norm_row::<FMA>(y, s, gamma, beta, shape.eps);
+            mask(y, drop, ((first + r) * h) as u32);
+        }
+    }
+}
+
+#[inline(always)]
+fn mask(y: &mut [f32], drop: Dropout, base: u32) {
+    if !drop.is_off() {
+        for (j, y) in y.iter_mut().enumerate() {
+            *y *= drop.factor(base.wrapping_add(j as u32));
+        }
+    }
+}
+
+struct Backward {
+    shape: EmbeddingShape,
+    dropout: Dropout,
+}
+
+impl Kernel for Backward {
+    fn name(&self) -> &'static str {
+        "embed_backward"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([dblock, ds], [dy, s, block, rest @ ..]) = (dst, src) else {
+            bail!("embed_backward: two destinations, six sources")
+        };
+        let (h, tokens, shape) = (ds.cols, ds.rows, self.shape);
+        let [ids, positions, types] = indices("embed_backward", &shape, (dblock.rows, dblock.cols), tokens, rest)?;
+        if dblock.cols != h || (dy.rows, dy.cols) != (tokens, h) || (s.rows, s.cols) != (tokens, h) {
+            bail!("embed_backward: shapes differ");
+        }
+        let gamma = &block.f32()?[(shape.rows() - 2) * h..(shape.rows() - 1) * h];
+        let (dy, s) = (dy.f32()?, s.f32()?);
+        let (tables, norm) = dblock.data.split_at_mut((shape.rows() - 2) * h);
+        let mut partial = vec![0f32; chunk_count(tokens, GRAIN) * 2 * h];
+        let (shared, shared_p) = (Shared::new(ds.data), Shared::new(&mut partial));
+        for_chunks(tokens, GRAIN, |c, r| {
+            let range = r.start * h..r.end * h;
+            // SAFETY: chunks of rows, and the chunks' partial sums, are disjoint.
+            let (ds, p) = unsafe { (shared.range(range.clone()), shared_p.range(c * 2 * h..(c + 1) * 2 * h)) };
+            norm_rows(ds, p, &dy[range.clone()], &s[range], gamma, shape.eps, self.dropout, r.start);
+        });
+        crate::ops::cpu::reduce_partials(norm, &partial, true);
+        // Each thread adds its own columns of all tokens: no two write the same place, and a table row's sum has the same
+        // order whatever the thread count.
+        let (ds, tables) = (&*ds.data, Shared::new(tables));
+        for_chunks(h, 16, |_, cols| {
+            for t in 0..tokens {
+                let grad = &ds[t * h + cols.start..t * h + cols.end];
+                let word = ids[t] as usize;
+                let position = shape.vocab + positions[t] as usize;
+                let kind = shape.vocab + shape.positions + types[t] as usize;
+                for row in [word, position, kind].into_iter().take(if shape.types > 0 { 3 } else { 2 }) {
+                    // SAFETY: these columns belong to this thread.
+                    let out = unsafe { tables.range(row * h + cols.start..row * h + cols.end) };
+                    for (o, g) in out.iter_mut().zip(grad) {
+                        *o += g;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+simd! {
+    fn norm_rows(
+        ds: &mut [f32], partial: &mut [f32], dy: &[f32], s: &[f32], gamma: &[f32], eps: f32, drop: Dropout, first: usize,
+    ) {
+        let h = gamma.len();
+        let (dgamma, dbeta) = partial.split_at_mut(h);
+        let mut masked = dy.to_vec();
+        for (r, ((ds, dy), s)) in ds.chunks_exact_mut(h).zip(masked.chunks_exact_mut(h)).zip(s.chunks_exact(h)).enumerate() {
+            mask(dy, drop, ((first + r) * h) as u32);
+            norm_row_backward::<FMA>(ds, dgamma, dbeta, dy, s, gamma, eps);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, flat, matrix, zeros};
+    use candle_core::Device;
+
+    fn forward(block: &[f32], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, drop: Dropout) -> Vec<f64> {
+        let get = |row: usize, j: usize| block[row * h + j] as f64;
+        let mut out = vec![];
+        for t in 0..at[0].len() {
+            let s: Vec<f64> = (0..h)
+                .map(|j| {
+                    let kind =
+                        if shape.types > 0 { get(shape.vocab + shape.positions + at[2][t] as usize, j) } else { 0.0 };
+                    get(at[0][t] as usize, j) + get(shape.vocab + at[1][t] as usize, j) + kind
+                })
+                .collect();
+            let mean = s.iter().sum::<f64>() / h as f64;
+            let rstd = 1.0 / (s.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / h as f64 + shape.eps as f64).sqrt();
+            for (j, v) in s.iter().enumerate() {
+                let y = (v - mean) * rstd * get(shape.rows() - 2, j) + get(shape.rows() - 1, j);
+                out.push(y * drop.factor((t * h + j) as u32) as f64);
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn forward_and_gradients_match_the_definition() {
+        for (h, types, p) in [(5, 2, 0.0), (33, 2, 0.2), (18, 0, 0.1)] {
+            let shape = EmbeddingShape { vocab: 11, positions: 6, types, eps: 1e-6 };
+            let block = matrix(shape.rows(), h, 1);
+            let ids: Vec<u32> = vec![3, 3, 10, 0, 7, 3];
+            let positions: Vec<u32> = vec![0, 1, 2, 0, 1, 5];
+            let kinds: Vec<u32> = vec![0, 0, u32::from(types > 0), 0, u32::from(types > 0), 0];
+            let [a, b, c] = [&ids, &positions, &kinds].map(|v| Tensor::new(v.as_slice(), &Device::Cpu).unwrap());
+            let at = EmbeddingIndex { ids: &a, positions: &b, types: &c };
+            let drop = Dropout::new(p, 5);
+            let (s, y) = (zeros(6, h), zeros(6, h));
+            embed(&s, &y, &block, at, shape, drop).unwrap();
+            let bv = flat(&block);
+            let f = |b: &[f32]| forward(b, [&ids, &positions, &kinds], h, shape, drop);
+            close(&flat(&y), &f(&bv), 1e-5, "y");
+            let dy = matrix(6, h, 2);
+            let w = flat(&dy);
+            let (dblock, ds) = (matrix(shape.rows(), h, 7), zeros(6, h));
+            let start = flat(&dblock);
+            embed_backward(&dblock, &ds, &dy, &s, &block, at, shape, drop).unwrap();
+            let loss = |b: &[f32]| f(b).iter().zip(&w).map(|(a, b)| a * *b as f64).sum::<f64>();
+            let want: Vec<f64> = (0..bv.len())
+                .map(|i| {
+                    let (mut up, mut down) = (bv.clone(), bv.clone());
+                    up[i] += 1e-3;
+                    down[i] -= 1e-3;
+                    start[i] as f64 + (loss(&up) - loss(&down)) / (up[i] as f64 - down[i] as f64)
+                })
+                .collect();
+            close(&flat(&dblock), &want, 3e-3, "dblock");
+        }
+    }
+
+    #[test]
+    fn an_index_outside_its_table_is_refused() {
+        let shape = EmbeddingShape { vocab: 3, positions: 2, types: 1, eps: 1e-6 };
+        let index = |v: u32| Tensor::new(&[v], &Device::Cpu).unwrap();
+        let (a, b, c) = (index(3), index(0), index(0));
+        let at = EmbeddingIndex { ids: &a, positions: &b, types: &c };
+        assert!(embed(&zeros(1, 4), &zeros(1, 4), &matrix(8, 4, 1), at, shape, Dropout::OFF).is_err());
+    }
+}

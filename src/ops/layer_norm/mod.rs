@@ -1,0 +1,193 @@
+//! Layer norm (Ba et al. 2016) fused with what stands before it in a post-norm block: the branch's bias, dropout and
+//! the residual sum. Mean and reciprocal deviation are computed again in the backward pass: the row is in L1 anyway.
+
+pub(crate) mod cpu;
+
+use crate::ops::dropout::Dropout;
+use crate::ops::{Dst, Kernel, Src, launch};
+use candle_core::{Result, Tensor, bail};
+
+/// `s = residual + dropout(s + bias)`, `y = norm(s)·gamma + beta`.
+///
+/// `s, y, residual: [tokens, hidden]`; on entry `s` holds the branch's product, on return the pre-norm sum that
+/// [`residual_norm_backward`] reads. `params: [3, hidden]` = bias, gamma, beta.
+pub fn residual_norm(
+    s: &Tensor,
+    y: &Tensor,
+    residual: &Tensor,
+    params: &Tensor,
+    eps: f32,
+    dropout: Dropout,
+) -> Result<()> {
+    launch(&Forward { eps, dropout }, &[s, y], &[residual, params])
+}
+
+/// Backward of [`residual_norm`]: from `dy` to `ds` (the residual's gradient), `dbranch` (the branch product's) and
+/// `dparams: [3, hidden]` = dbias, dgamma, dbeta, added to if `accumulate`.
+pub struct ResidualNormGrads<'a> {
+    pub ds: &'a Tensor,
+    pub dbranch: &'a Tensor,
+    pub dparams: &'a Tensor,
+}
+
+/// See [`ResidualNormGrads`].
+pub fn residual_norm_backward(
+    out: ResidualNormGrads<'_>,
+    dy: &Tensor,
+    s: &Tensor,
+    params: &Tensor,
+    eps: f32,
+    dropout: Dropout,
+    accumulate: bool,
+) -> Result<()> {
+    launch(&Backward { eps, dropout, accumulate }, &[out.ds, out.dbranch, out.dparams], &[dy, s, params])
+}
+
+struct Forward {
+    eps: f32,
+    dropout: Dropout,
+}
+
+impl Kernel for Forward {
+    fn name(&self) -> &'static str {
+        "residual_norm"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([s, y], [residual, params]) = (dst, src) else { bail!("residual_norm: two destinations, two sources") };
+        check("residual_norm", s.rows, s.cols, &[(y.rows, y.cols), (residual.rows, residual.cols)], params)?;
+        cpu::residual_norm(s.data, y.data, residual.f32()?, params.f32()?, s.cols, self.eps, self.dropout);
+        Ok(())
+    }
+}
+
+struct Backward {
+    eps: f32,
+    dropout: Dropout,
+    accumulate: bool,
+}
+
+impl Kernel for Backward {
+    fn name(&self) -> &'static str {
+        "residual_norm_backward"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([ds, dbranch, dparams], [dy, s, params]) = (dst, src) else {
+            bail!("residual_norm_backward: three destinations, three sources")
+        };
+        let same = [(dbranch.rows, dbranch.cols), (dy.rows, dy.cols), (s.rows, s.cols)];
+        check("residual_norm_backward", ds.rows, ds.cols, &same, params)?;
+        if dparams.data.len() != 3 * ds.cols {
+            bail!("residual_norm_backward: dparams is not [3, {}]", ds.cols);
+        }
+        cpu::residual_norm_backward(
+            ds.data,
+            dbranch.data,
+            dparams.data,
+            dy.f32()?,
+            s.f32()?,
+            params.f32()?,
+            self.eps,
+            self.dropout,
+            self.accumulate,
+        );
+        Ok(())
+    }
+}
+
+fn check(name: &str, rows: usize, cols: usize, others: &[(usize, usize)], params: &Src<'_>) -> Result<()> {
+    if others.iter().any(|&o| o != (rows, cols)) || params.rows * params.cols != 3 * cols {
+        bail!("{name}: [{rows}, {cols}] against {others:?} and parameters [{}, {}]", params.rows, params.cols);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{close, flat, matrix, values, zeros};
+
+    /// The definition in f64: (s, y).
+    fn forward(x: &[f32], residual: &[f32], p: &[f32], h: usize, eps: f64, drop: Dropout) -> (Vec<f64>, Vec<f64>) {
+        let s: Vec<f64> = (0..x.len())
+            .map(|i| residual[i] as f64 + drop.factor(i as u32) as f64 * (x[i] as f64 + p[i % h] as f64))
+            .collect();
+        let y = s
+            .chunks(h)
+            .flat_map(|row| {
+                let mean = row.iter().sum::<f64>() / h as f64;
+                let rstd = 1.0 / (row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / h as f64 + eps).sqrt();
+                (0..h).map(move |j| (row[j] - mean) * rstd * p[h + j] as f64 + p[2 * h + j] as f64).collect::<Vec<_>>()
+            })
+            .collect();
+        (s, y)
+    }
+
+    #[test]
+    fn forward_and_gradients_match_the_definition() {
+        for (tokens, h, p) in [(1, 1, 0.0), (3, 5, 0.3), (67, 40, 0.1), (130, 33, 0.0)] {
+            let drop = Dropout::new(p, 11);
+            let (x, res, params) = (matrix(tokens, h, 1), matrix(tokens, h, 2), matrix(3, h, 3));
+            let (s, y) = (x.copy().unwrap(), zeros(tokens, h));
+            residual_norm(&s, &y, &res, &params, 1e-5, drop).unwrap();
+            let (s64, y64) = forward(&flat(&x), &flat(&res), &flat(&params), h, 1e-5, drop);
+            close(&flat(&s), &s64, 1e-6, "s");
+            close(&flat(&y), &y64, 2e-5, "y");
+            if h == 1 {
+                continue; // the variance is 0 and the loss below flat: nothing to differentiate
+            }
+            // Central differences in f64 of the loss Σ dy·y.
+            let dy = matrix(tokens, h, 4);
+            let (w, f) = (flat(&dy), |x: &[f32], r: &[f32], p: &[f32]| forward(x, r, p, h, 1e-5, drop).1);
+            let loss =
+                |x: &[f32], r: &[f32], p: &[f32]| f(x, r, p).iter().zip(&w).map(|(a, b)| a * *b as f64).sum::<f64>();
+            let (xv, rv, pv) = (flat(&x), flat(&res), flat(&params));
+            let numeric = |which: usize, i: usize| {
+                let step = |d: f32| {
+                    let mut v = [xv.clone(), rv.clone(), pv.clone()];
+                    v[which][i] += d;
+                    (v[which][i] as f64, loss(&v[0], &v[1], &v[2]))
+                };
+                let ((a, la), (b, lb)) = (step(1e-3), step(-1e-3));
+                (la - lb) / (a - b)
+            };
+            let (ds, dbranch) = (zeros(tokens, h), zeros(tokens, h));
+            for accumulate in [false, true] {
+                let dparams = matrix(3, h, 5);
+                let start = if accumulate { values(3 * h, 5) } else { vec![0.0; 3 * h] };
+                let out = ResidualNormGrads { ds: &ds, dbranch: &dbranch, dparams: &dparams };
+                residual_norm_backward(out, &dy, &s, &params, 1e-5, drop, accumulate).unwrap();
+                let want: Vec<f64> = (0..3 * h).map(|i| numeric(2, i) + start[i] as f64).collect();
+                close(&flat(&dparams), &want, 2e-3, "dparams");
+            }
+            let picks: Vec<usize> = (0..tokens * h).step_by(1 + tokens * h / 50).collect();
+            for (which, t, what) in [(1, &ds, "ds"), (0, &dbranch, "dbranch")] {
+                let all = flat(t);
+                let got: Vec<f32> = picks.iter().map(|&i| all[i]).collect();
+                close(&got, &picks.iter().map(|&i| numeric(which, i)).collect::<Vec<_>>(), 3e-3, what);
+            }
+        }
+    }
+
+    #[test]
+    fn thread_count_changes_only_rounding() {
+        let (x, res, params, dy) = (matrix(300, 48, 1), matrix(300, 48, 2), matrix(3, 48, 3), matrix(300, 48, 4));
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (s, y) = (x.copy().unwrap(), zeros(300, 48));
+                let drop = Dropout::new(0.1, 3);
+                residual_norm(&s, &y, &res, &params, 1e-5, drop).unwrap();
+                let (ds, db, dp) = (zeros(300, 48), zeros(300, 48), zeros(3, 48));
+                let out = ResidualNormGrads { ds: &ds, dbranch: &db, dparams: &dp };
+                residual_norm_backward(out, &dy, &s, &params, 1e-5, drop, false).unwrap();
+                (flat(&y), flat(&ds), flat(&db), flat(&dp))
+            })
+        };
+        let (one, three) = (run(1), run(3));
+        assert_eq!((&one.0, &one.1, &one.2), (&three.0, &three.1, &three.2));
+        close(&one.3, &three.3.iter().map(|&v| v as f64).collect::<Vec<_>>(), 1e-5, "dparams");
+        assert_eq!(run(3), three);
+    }
+}

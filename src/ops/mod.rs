@@ -1,0 +1,197 @@
+//! Maths without weights: one folder an op, each with its contract, a plain reference and a fused body a device.
+//!
+//! An op is a [`Kernel`]: destinations it writes, sources it reads, all candle tensors. [`launch`] hands it their memory
+//! through candle's in-place ops, so candle picks the device. A destination may be a view of a larger tensor; it may
+//! not share its storage with a source or another destination (candle locks storages, not ranges).
+
+pub mod adamw;
+pub mod bias;
+pub mod cpu;
+pub mod dropout;
+pub mod embedding;
+pub mod gelu;
+pub mod gemm;
+pub mod layer_norm;
+pub mod rows;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use std::cell::RefCell;
+
+/// A source as a kernel sees it: `rows` of `cols` values, `stride` apart (a vector is one row).
+#[derive(Clone, Copy)]
+pub struct Src<'a> {
+    data: SrcData<'a>,
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+#[derive(Clone, Copy)]
+enum SrcData<'a> {
+    F32(&'a [f32]),
+    U32(&'a [u32]),
+}
+
+impl<'a> Src<'a> {
+    /// The values, from the first to the last one of the view.
+    pub fn f32(&self) -> Result<&'a [f32]> {
+        match self.data {
+            SrcData::F32(s) => Ok(s),
+            SrcData::U32(_) => bail!("a kernel expected an f32 source and got u32"),
+        }
+    }
+
+    /// The values of an index source.
+    pub fn u32(&self) -> Result<&'a [u32]> {
+        match self.data {
+            SrcData::U32(s) => Ok(s),
+            SrcData::F32(_) => bail!("a kernel expected a u32 source and got f32"),
+        }
+    }
+}
+
+/// A destination as a kernel sees it; fields as in [`Src`].
+pub struct Dst<'a> {
+    pub data: &'a mut [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+/// One fused operation. The order of destinations and sources is part of each op's contract.
+pub trait Kernel {
+    fn name(&self) -> &'static str;
+    /// Runs on the CPU, on all threads of the current rayon pool.
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()>;
+}
+
+/// `(offset, rows, cols, stride)` of a vector or a matrix whose last dimension is dense.
+fn matrix(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
+    let (dims, stride) = (layout.dims(), layout.stride());
+    match dims {
+        &[n] if n <= 1 || stride[0] == 1 => Ok((layout.start_offset(), 1, n, n)),
+        &[m, n] if n <= 1 || stride[1] == 1 => Ok((layout.start_offset(), m, n, if m <= 1 { n } else { stride[0] })),
+        _ => bail!("a kernel takes vectors and matrices with a dense last dimension, not {layout:?}"),
+    }
+}
+
+fn span(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+/// Where a CPU tensor's storage begins; tells whether two tensors share it.
+fn storage_address(t: &Tensor) -> Option<usize> {
+    match &*t.storage_and_layout().0 {
+        Storage::Cpu(CpuStorage::F32(v)) => Some(v.as_ptr() as usize),
+        Storage::Cpu(CpuStorage::U32(v)) => Some(v.as_ptr() as usize),
+        _ => None,
+    }
+}
+
+/// Runs `kernel` on the device where the tensors live.
+pub fn launch(kernel: &dyn Kernel, dst: &[&Tensor], src: &[&Tensor]) -> Result<()> {
+    // Taking a storage's write lock while its read lock is held would wait for ever, so refuse first.
+    for (i, d) in dst.iter().enumerate() {
+        let at = storage_address(d);
+        if at.is_some() && dst[..i].iter().chain(src).any(|t| storage_address(t) == at) {
+            bail!("{}: destination {i} shares its storage with another argument", kernel.name());
+        }
+    }
+    let Some((first, rest)) = dst.split_first() else { bail!("{}: no destination", kernel.name()) };
+    first.inplace_op1(&Launch { kernel, rest, src, locked: RefCell::new(Vec::new()) })
+}
+
+/// One destination is locked per level of recursion; the innermost level runs the kernel.
+struct Launch<'a> {
+    kernel: &'a dyn Kernel,
+    rest: &'a [&'a Tensor],
+    src: &'a [&'a Tensor],
+    locked: RefCell<Vec<RawDst>>,
+}
+
+#[derive(Clone, Copy)]
+struct RawDst {
+    data: *mut f32,
+    len: usize,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl InplaceOp1 for Launch<'_> {
+    fn name(&self) -> &'static str {
+        self.kernel.name()
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(values) = storage else { bail!("{}: destinations are f32", self.kernel.name()) };
+        let (offset, rows, cols, stride) = matrix(layout)?;
+        let view = &mut values[offset..offset + span(rows, cols, stride)];
+        let mut locked = self.locked.take();
+        locked.push(RawDst { data: view.as_mut_ptr(), len: view.len(), rows, cols, stride });
+        if let Some((next, rest)) = self.rest.split_first() {
+            let inner = Launch { kernel: self.kernel, rest, src: self.src, locked: RefCell::new(locked) };
+            return next.inplace_op1(&inner);
+        }
+        let guards: Vec<_> = self.src.iter().map(|t| t.storage_and_layout()).collect();
+        let src = guards
+            .iter()
+            .map(|(storage, layout)| {
+                let (offset, rows, cols, stride) = matrix(layout)?;
+                let range = offset..offset + span(rows, cols, stride);
+                let data = match &**storage {
+                    Storage::Cpu(CpuStorage::F32(v)) => SrcData::F32(&v[range]),
+                    Storage::Cpu(CpuStorage::U32(v)) => SrcData::U32(&v[range]),
+                    _ => bail!("{}: sources are f32 or u32 on the CPU", self.kernel.name()),
+                };
+                Ok(Src { data, rows, cols, stride })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut dst: Vec<Dst> = locked
+            .iter()
+            .map(|d| Dst {
+                // SAFETY: each comes from a `&mut CpuStorage` that an outer level of this recursion still holds, and
+                // `launch` made sure that no two arguments share a storage.
+                data: unsafe { std::slice::from_raw_parts_mut(d.data, d.len) },
+                rows: d.rows,
+                cols: d.cols,
+                stride: d.stride,
+            })
+            .collect();
+        self.kernel.cpu(&mut dst, &src)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! What the ops' tests share.
+    use candle_core::{Device, Tensor};
+
+    /// Repeatable values in about [-1, 1].
+    pub fn values(n: usize, seed: u32) -> Vec<f32> {
+        (0..n as u32).map(|i| super::dropout::bits(seed, seed ^ 7, i) as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
+    }
+
+    pub fn matrix(rows: usize, cols: usize, seed: u32) -> Tensor {
+        Tensor::from_vec(values(rows * cols, seed), (rows, cols), &Device::Cpu).unwrap()
+    }
+
+    pub fn vector(n: usize, seed: u32) -> Tensor {
+        Tensor::from_vec(values(n, seed), n, &Device::Cpu).unwrap()
+    }
+
+    pub fn zeros(rows: usize, cols: usize) -> Tensor {
+        Tensor::zeros((rows, cols), candle_core::DType::F32, &Device::Cpu).unwrap()
+    }
+
+    pub fn flat(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    pub fn close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
+        assert_eq!(got.len(), want.len(), "{what}: length");
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!((*g as f64 - w).abs() <= tolerance * (1.0 + w.abs()), "{what}[{i}]: {g} is not {w}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Picking rows out of the packed layout and adding them back: the last layer and the heads read some tokens only.
+
+use crate::ops::{Dst, Kernel, Src, launch};
+use candle_core::{Result, Tensor, bail};
+
+/// `out[i] = x[index[i]]`; `index` holds row numbers of `x` (u32).
+pub fn gather_rows(out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
+    launch(&Gather, &[out], &[x, index])
+}
+
+/// `x[index[i]] += part[i]`; backward of [`gather_rows`].
+pub fn add_rows(x: &Tensor, part: &Tensor, index: &Tensor) -> Result<()> {
+    launch(&Add, &[x], &[part, index])
+}
+
+struct Gather;
+
+impl Kernel for Gather {
+    fn name(&self) -> &'static str {
+        "gather_rows"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([out], [x, index]) = (dst, src) else { bail!("gather_rows: one destination, two sources") };
+        let (n, index) = (out.cols, index.u32()?);
+        check("gather_rows", n, out.rows, x.cols, index, x.rows)?;
+        let values = x.f32()?;
+        for (out, &i) in out.data.chunks_exact_mut(n).zip(index) {
+            out.copy_from_slice(&values[i as usize * x.stride..][..n]);
+        }
+        Ok(())
+    }
+}
+
+struct Add;
+
+impl Kernel for Add {
+    fn name(&self) -> &'static str {
+        "add_rows"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([x], [part, index]) = (dst, src) else { bail!("add_rows: one destination, two sources") };
+        let (n, index) = (part.cols, index.u32()?);
+        check("add_rows", n, part.rows, x.cols, index, x.rows)?;
+        for (part, &i) in part.f32()?.chunks_exact(n).zip(index) {
+            for (x, p) in x.data[i as usize * x.stride..][..n].iter_mut().zip(part) {
+                *x += p;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(name: &str, cols: usize, picked: usize, cols_of_x: usize, index: &[u32], rows: usize) -> Result<()> {
+    if cols != cols_of_x || picked != index.len() || index.iter().any(|&i| i as usize >= rows) {
+        bail!("{name}: {picked} rows of {cols} by {} indices into [{rows}, {cols_of_x}]", index.len());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{flat, matrix, zeros};
+
+    #[test]
+    fn gather_then_add_back() {
+        let (x, out) = (matrix(5, 3, 1), zeros(3, 3));
+        let index = Tensor::new(&[4u32, 0, 4], x.device()).unwrap();
+        gather_rows(&out, &x, &index).unwrap();
+        assert_eq!(flat(&out), flat(&x.index_select(&index, 0).unwrap()));
+        let sum = x.copy().unwrap();
+        add_rows(&sum, &out, &index).unwrap();
+        assert_eq!(flat(&sum), flat(&x.index_add(&index, &out, 0).unwrap()));
+        assert!(gather_rows(&out, &x, &Tensor::new(&[5u32, 0, 0], x.device()).unwrap()).is_err());
+    }
+}
