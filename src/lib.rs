@@ -2,7 +2,9 @@
 pub mod data;
 pub mod error;
 pub mod metrics;
+pub mod nn;
 pub mod ops;
+pub mod rng;
 pub mod train;
 
 pub use error::{Error, Result};

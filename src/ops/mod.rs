@@ -5,6 +5,7 @@
 //! not share its storage with a source or another destination (candle locks storages, not ranges).
 
 pub mod adamw;
+pub mod attention;
 pub mod bias;
 pub mod cpu;
 pub mod dropout;
@@ -68,9 +69,9 @@ pub trait Kernel {
 /// `(offset, rows, cols, stride)` of a vector or a matrix whose last dimension is dense.
 fn matrix(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
     let (dims, stride) = (layout.dims(), layout.stride());
-    match dims {
-        &[n] if n <= 1 || stride[0] == 1 => Ok((layout.start_offset(), 1, n, n)),
-        &[m, n] if n <= 1 || stride[1] == 1 => Ok((layout.start_offset(), m, n, if m <= 1 { n } else { stride[0] })),
+    match *dims {
+        [n] if n <= 1 || stride[0] == 1 => Ok((layout.start_offset(), 1, n, n)),
+        [m, n] if n <= 1 || stride[1] == 1 => Ok((layout.start_offset(), m, n, if m <= 1 { n } else { stride[0] })),
         _ => bail!("a kernel takes vectors and matrices with a dense last dimension, not {layout:?}"),
     }
 }
@@ -169,7 +170,7 @@ pub(crate) mod testing {
 
     /// Repeatable values in about [-1, 1].
     pub fn values(n: usize, seed: u32) -> Vec<f32> {
-        (0..n as u32).map(|i| super::dropout::bits(seed, seed ^ 7, i) as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
+        (0..n as u32).map(|i| crate::rng::bits(seed, seed ^ 7, i) as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
     }
 
     pub fn matrix(rows: usize, cols: usize, seed: u32) -> Tensor {

@@ -1,8 +1,10 @@
 //! Dropout from a counter-based generator: whether element `i` of a site is kept depends only on the site's key and
 //! `i`. No mask is stored (the backward pass computes it again) and thread count or batch split change nothing.
 //!
-//! The generator is a 32-bit integer mix (two multiplies, three shifts, the "lowbias32" constants), which vectorises
-//! where Philox would cost more than the loop around it.
+//! The generator is a 32-bit integer mix (`rng::bits`), which vectorises where Philox would cost more than the loop
+//! around it.
+
+use crate::rng::{bits, splitmix};
 
 /// The dropout of one site in one forward pass, the same again in its backward pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,25 +51,6 @@ impl Dropout {
     pub fn factor(&self, i: u32) -> f32 {
         if bits(self.k0, self.k1, i) >= self.threshold { self.scale } else { 0.0 }
     }
-}
-
-/// 32 well-mixed bits of counter `i` under a key.
-#[inline(always)]
-pub fn bits(k0: u32, k1: u32, i: u32) -> u32 {
-    let mut x = i.wrapping_mul(0x9e37_79b9) ^ k0;
-    x ^= x >> 16;
-    x = x.wrapping_mul(0x7feb_352d).wrapping_add(k1);
-    x ^= x >> 15;
-    x = x.wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
-}
-
-/// SplitMix64's output function: spreads keys that differ in few bits.
-pub fn splitmix(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -111,8 +111,8 @@ simd! {
         {
             norm_row_backward::<FMA>(ds, dgamma, dbeta, dy, s, gamma, eps);
             if drop.is_off() {
+                db.copy_from_slice(ds);
                 for j in 0..h {
-                    db[j] = ds[j];
                     dbias[j] += ds[j];
                 }
             } else {

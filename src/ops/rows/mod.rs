@@ -2,6 +2,7 @@
 
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{Result, Tensor, bail};
+use std::ops::Range;
 
 /// `out[i] = x[index[i]]`; `index` holds row numbers of `x` (u32).
 pub fn gather_rows(out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
@@ -11,6 +12,32 @@ pub fn gather_rows(out: &Tensor, x: &Tensor, index: &Tensor) -> Result<()> {
 /// `x[index[i]] += part[i]`; backward of [`gather_rows`].
 pub fn add_rows(x: &Tensor, part: &Tensor, index: &Tensor) -> Result<()> {
     launch(&Add, &[x], &[part, index])
+}
+
+/// Sets the given ranges of a vector to zero.
+pub fn zero_ranges(x: &Tensor, ranges: &[Range<usize>]) -> Result<()> {
+    launch(&Zero { ranges }, &[x], &[])
+}
+
+struct Zero<'a> {
+    ranges: &'a [Range<usize>],
+}
+
+impl Kernel for Zero<'_> {
+    fn name(&self) -> &'static str {
+        "zero_ranges"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], _: &[Src<'_>]) -> Result<()> {
+        let ([x], n) = (dst, self.ranges.iter().map(|r| r.end).max().unwrap_or(0)) else {
+            bail!("zero_ranges: one destination")
+        };
+        if n > x.data.len() {
+            bail!("zero_ranges: a range ends at {n} of {}", x.data.len());
+        }
+        self.ranges.iter().for_each(|r| x.data[r.clone()].fill(0.0));
+        Ok(())
+    }
 }
 
 struct Gather;

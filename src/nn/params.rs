@@ -1,0 +1,344 @@
+//! All parameters of a model in one flat arena, and beside it one arena each for gradients and the two moments.
+//!
+//! Layout is decided once ([`Layout`]); parameters that one kernel reads together (query, key and value; a bias and the layer
+//! norm after it) are neighbours, so that one view serves it. Names are the Hugging Face checkpoint's.
+
+use crate::ops::adamw::{self, AdamWStep, Segment};
+use crate::ops::rows::zero_ranges;
+use candle_core::{DType, Device, Result, Tensor, bail};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Every block begins on a cache line.
+const ALIGN: usize = 16;
+
+/// One named parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// First element in the arenas.
+    pub offset: usize,
+    pub init: Init,
+}
+
+/// How a parameter begins when the checkpoint does not hold it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// N(0, initializer_range²)
+    Normal,
+    Zeros,
+    Ones,
+}
+
+impl Spec {
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.len()
+    }
+
+    /// Whether weight decay applies: not to biases and norms, as `transformers` groups them.
+    pub fn decays(&self) -> bool {
+        !self.name.ends_with("bias") && !self.name.contains("LayerNorm")
+    }
+}
+
+/// Collects the parameters of a model in arena order.
+#[derive(Debug, Default)]
+pub struct Layout {
+    specs: Vec<Spec>,
+    end: usize,
+}
+
+impl Layout {
+    /// Appends neighbours that one kernel reads as a unit; gives the block's first element.
+    pub fn block(&mut self, members: &[(String, Vec<usize>, Init)]) -> usize {
+        let start = self.end.next_multiple_of(ALIGN);
+        self.end = start;
+        for (name, shape, init) in members {
+            let spec = Spec { name: name.clone(), shape: shape.clone(), offset: self.end, init: *init };
+            self.end += spec.len();
+            self.specs.push(spec);
+        }
+        start
+    }
+
+    /// Elements in the arena, alignment gaps included.
+    pub fn arena_len(&self) -> usize {
+        self.end
+    }
+
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+}
+
+/// A table of which a batch touches few rows (word embeddings).
+#[derive(Debug)]
+struct SparseRows {
+    start: usize,
+    width: usize,
+    /// Touched since the gradients were last cleared.
+    window: Vec<bool>,
+    /// Touched ever, so with moments that are not zero.
+    ever: Vec<bool>,
+}
+
+impl SparseRows {
+    /// The marked rows as ascending ranges of the arena.
+    fn ranges(&self, marks: &[bool]) -> Vec<Range<usize>> {
+        let mut out: Vec<Range<usize>> = vec![];
+        for row in (0..marks.len()).filter(|&r| marks[r]) {
+            let (a, b) = (self.start + row * self.width, self.start + (row + 1) * self.width);
+            match out.last_mut() {
+                Some(last) if last.end == a => last.end = b,
+                _ => out.push(a..b),
+            }
+        }
+        out
+    }
+}
+
+/// What training adds to the weights.
+#[derive(Debug)]
+struct Training {
+    grads: Tensor,
+    m: Tensor,
+    v: Tensor,
+}
+
+/// The arenas.
+#[derive(Debug)]
+pub struct Params {
+    specs: Vec<Spec>,
+    by_name: HashMap<String, usize>,
+    weights: Tensor,
+    training: Option<Training>,
+    sparse: Option<SparseRows>,
+}
+
+impl Params {
+    /// `weights` holds the arena's values in layout order. `sparse_rows` names the table whose rows are tracked.
+    pub fn new(layout: Layout, weights: Vec<f32>, device: &Device, sparse_rows: Option<&str>) -> Result<Self> {
+        if weights.len() != layout.arena_len() {
+            bail!("{} weights for an arena of {}", weights.len(), layout.arena_len());
+        }
+        let by_name: HashMap<_, _> = layout.specs.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
+        let sparse = sparse_rows.and_then(|name| by_name.get(name)).map(|&i| &layout.specs[i]).map(|s| SparseRows {
+            start: s.offset,
+            width: s.shape[1],
+            window: vec![false; s.shape[0]],
+            ever: vec![false; s.shape[0]],
+        });
+        let n = weights.len();
+        let weights = Tensor::from_vec(weights, n, device)?;
+        Ok(Self { specs: layout.specs, by_name, weights, training: None, sparse })
+    }
+
+    /// Allocates gradients and moments, all zero.
+    pub fn start_training(&mut self) -> Result<()> {
+        let zeros = || Tensor::zeros(self.weights.elem_count(), DType::F32, self.weights.device());
+        self.training = Some(Training { grads: zeros()?, m: zeros()?, v: zeros()? });
+        Ok(())
+    }
+
+    fn training(&self) -> Result<&Training> {
+        match &self.training {
+            Some(t) => Ok(t),
+            None => bail!("gradients were asked of a model that is not in training"),
+        }
+    }
+
+    pub fn device(&self) -> &Device {
+        self.weights.device()
+    }
+
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// Number of weights.
+    pub fn count(&self) -> usize {
+        self.specs.iter().map(Spec::len).sum()
+    }
+
+    pub fn spec(&self, name: &str) -> Option<&Spec> {
+        self.by_name.get(name).map(|&i| &self.specs[i])
+    }
+
+    /// A view of the weights from `offset`.
+    pub fn weight(&self, offset: usize, shape: &[usize]) -> Result<Tensor> {
+        view(&self.weights, offset, shape)
+    }
+
+    /// A view of the gradients from `offset`.
+    pub fn grad(&self, offset: usize, shape: &[usize]) -> Result<Tensor> {
+        view(&self.training()?.grads, offset, shape)
+    }
+
+    /// The arenas `[weights, m, v]`, for a checkpoint.
+    pub fn state(&self) -> Result<[&Tensor; 3]> {
+        let t = self.training()?;
+        Ok([&self.weights, &t.m, &t.v])
+    }
+
+    /// Puts the arenas of a checkpoint back.
+    pub fn restore(&mut self, [weights, m, v]: [&Tensor; 3]) -> Result<()> {
+        let t = self.training()?;
+        for (to, from) in [(&self.weights, weights), (&t.m, m), (&t.v, v)] {
+            to.slice_set(&from.contiguous()?, 0, 0)?;
+        }
+        if let Some(s) = &mut self.sparse {
+            let rows = v.narrow(0, s.start, s.ever.len() * s.width)?.reshape((s.ever.len(), s.width))?;
+            let touched: Vec<f32> = rows.max(1)?.to_vec1()?;
+            s.ever = touched.iter().map(|&x| x != 0.0).collect();
+        }
+        Ok(())
+    }
+
+    /// A copy of all weights, on the device.
+    pub fn snapshot(&self) -> Result<Tensor> {
+        self.weights.copy()
+    }
+
+    /// Puts a copy back.
+    pub fn restore_weights(&self, snapshot: &Tensor) -> Result<()> {
+        self.weights.slice_set(snapshot, 0, 0)
+    }
+
+    /// Clears what gradients must start from zero: the rows of the sparse table that the last window touched. All
+    /// other gradients are overwritten by a window's first backward pass.
+    pub fn begin_window(&mut self) -> Result<()> {
+        let Some(s) = &mut self.sparse else { return Ok(()) };
+        let ranges = s.ranges(&s.window);
+        s.window.fill(false);
+        zero_ranges(&self.training()?.grads, &ranges)
+    }
+
+    /// Zeroes the gradients of a block.
+    pub fn zero_grad(&self, range: Range<usize>) -> Result<()> {
+        zero_ranges(&self.training()?.grads, &[range])
+    }
+
+    /// Notes which rows of the sparse table a batch touches.
+    pub fn touch(&mut self, rows: &[u32]) {
+        if let Some(s) = &mut self.sparse {
+            for &r in rows {
+                s.window[r as usize] = true;
+                s.ever[r as usize] = true;
+            }
+        }
+    }
+
+    /// ‖gradient‖² of one parameter.
+    pub fn grad_square(&self, spec: &Spec) -> Result<f64> {
+        adamw::sum_squares(&self.training()?.grads, &[spec.range()])
+    }
+
+    /// ‖gradient‖₂ over all parameters.
+    pub fn grad_norm(&self) -> Result<f64> {
+        let mut ranges = vec![];
+        for spec in &self.specs {
+            match &self.sparse {
+                Some(s) if s.start == spec.offset => ranges.extend(s.ranges(&s.window)),
+                _ => ranges.push(spec.range()),
+            }
+        }
+        Ok(adamw::sum_squares(&self.training()?.grads, &ranges)?.sqrt())
+    }
+
+    /// One AdamW step. Rows of the sparse table that no batch ever touched have zero gradient and moments: without weight
+    /// decay their update is exactly zero and is skipped.
+    pub fn step(&self, step: AdamWStep, weight_decay: f64) -> Result<()> {
+        let mut segments: Vec<Segment> = vec![];
+        for spec in &self.specs {
+            let weight_decay = if spec.decays() { weight_decay } else { 0.0 };
+            let ranges = match &self.sparse {
+                Some(s) if s.start == spec.offset && weight_decay == 0.0 => s.ranges(&s.ever),
+                _ => vec![spec.range()],
+            };
+            segments.extend(ranges.into_iter().map(|range| Segment { range, weight_decay }));
+        }
+        let t = self.training()?;
+        adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &segments)
+    }
+}
+
+fn view(arena: &Tensor, offset: usize, shape: &[usize]) -> Result<Tensor> {
+    arena.narrow(0, offset, shape.iter().product())?.reshape(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params() -> Params {
+        let mut layout = Layout::default();
+        layout.block(&[("table".into(), vec![5, 2], Init::Normal)]);
+        layout.block(&[("a.weight".into(), vec![2, 2], Init::Normal), ("a.bias".into(), vec![2], Init::Zeros)]);
+        let n = layout.arena_len();
+        let mut p = Params::new(layout, (0..n).map(|i| i as f32).collect(), &Device::Cpu, Some("table")).unwrap();
+        p.start_training().unwrap();
+        p
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        t.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn views_are_the_arena() {
+        let p = params();
+        assert_eq!(p.count(), 16);
+        let a = p.spec("a.weight").unwrap();
+        assert_eq!(a.offset, 16);
+        assert_eq!(values(&p.weight(16, &[6]).unwrap()), [16., 17., 18., 19., 20., 21.]);
+        assert!(a.decays() && !p.spec("a.bias").unwrap().decays());
+    }
+
+    #[test]
+    fn untouched_rows_stay_and_touched_rows_are_cleared() {
+        let mut p = params();
+        let g = p.grad(0, &[5, 2]).unwrap();
+        p.begin_window().unwrap();
+        p.touch(&[1, 2, 4]);
+        g.slice_set(&Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap(), 0, 1).unwrap();
+        assert_eq!(p.grad_norm().unwrap(), 2.0);
+        let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 0.0, step: 1, grad_scale: 1.0 };
+        p.step(AdamWStep { epsilon: 1e-8, ..step }, 0.0).unwrap();
+        let w = values(&p.weight(0, &[10]).unwrap());
+        assert_eq!(w[..2], [0., 1.]);
+        assert!((w[2] - 1.9).abs() < 1e-6 && w[6..] == [6., 7., 8., 9.]);
+        p.begin_window().unwrap();
+        assert_eq!(p.grad_norm().unwrap(), 0.0);
+        assert_eq!(values(&g), vec![0.0; 10]);
+        // With decay every row moves.
+        p.step(AdamWStep { step: 2, epsilon: 1e-8, ..step }, 0.5).unwrap();
+        assert!((values(&p.weight(0, &[10]).unwrap())[1] - 0.95).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_checkpoint_brings_back_which_rows_have_moments() {
+        let mut p = params();
+        p.touch(&[3]);
+        p.grad(0, &[5, 2]).unwrap().slice_set(&Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap(), 0, 3).unwrap();
+        let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
+        p.step(step, 0.0).unwrap();
+        let saved: Vec<Tensor> = p.state().unwrap().iter().map(|t| t.copy().unwrap()).collect();
+        let mut q = params();
+        q.restore([&saved[0], &saved[1], &saved[2]]).unwrap();
+        for x in [&mut p, &mut q] {
+            x.begin_window().unwrap();
+            x.step(AdamWStep { step: 2, ..step }, 0.0).unwrap();
+        }
+        assert_eq!(values(&p.weight(0, &[22]).unwrap()), values(&q.weight(0, &[22]).unwrap()));
+        assert_ne!(values(&q.weight(0, &[22]).unwrap()), values(&saved[0]));
+    }
+}

@@ -1,0 +1,308 @@
+//! The post-norm transformer layer of BERT (Devlin et al. 2019), forward and backward written out over fused ops.
+//!
+//! Shapes: `x: [tokens, hidden]`. When only some tokens are read above (a classifier reads `[CLS]`), the last layer computes
+//! keys and values for all tokens and everything else for those `queries` rows only.
+
+use super::params::{Init, Layout, Params};
+use super::workspace::Buffer;
+use crate::ops::attention::{AttentionSpec, ProjectionGrads, Projections, attention, attention_backward};
+use crate::ops::bias::{add_bias, bias_grad};
+use crate::ops::dropout::Dropout;
+use crate::ops::gelu::{Activation, bias_act, bias_act_backward};
+use crate::ops::gemm::{linear, linear_input_grad, linear_weight_grad};
+use crate::ops::layer_norm::{ResidualNormGrads, residual_norm, residual_norm_backward};
+use crate::ops::rows::{add_rows, gather_rows};
+use crate::rng::PassKey;
+use candle_core::{Device, Result, Tensor};
+
+/// Sizes and rates that all layers of an encoder share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerShape {
+    pub hidden: usize,
+    pub heads: usize,
+    /// Width of the feed-forward part.
+    pub inner: usize,
+    pub act: Activation,
+    pub eps: f32,
+    /// Dropout after each sub-layer.
+    pub hidden_dropout: f32,
+    /// Dropout on attention probabilities.
+    pub attention_dropout: f32,
+}
+
+/// Checkpoint names of one layer's modules, each with `.weight` and `.bias`.
+#[derive(Debug, Clone)]
+pub struct LayerNames {
+    pub query: String,
+    pub key: String,
+    pub value: String,
+    pub attention_output: String,
+    pub attention_norm: String,
+    pub up: String,
+    pub down: String,
+    pub output_norm: String,
+}
+
+/// Which tokens the layers above read.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// Their rows in the packed batch, u32 `[queries]`, ascending.
+    pub index: Tensor,
+    /// Prefix sums of the rows' query counts, `[batch + 1]`.
+    pub cu_queries: Vec<u32>,
+}
+
+/// A pass over one packed batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass<'a> {
+    /// Prefix sums of the rows' lengths, `[batch + 1]`.
+    pub cu_seqlens: &'a [u32],
+    /// `None`: every token goes on.
+    pub selection: Option<&'a Selection>,
+    /// Dropout is live exactly when there is a key.
+    pub key: Option<PassKey>,
+}
+
+impl Pass<'_> {
+    /// The dropout of a site of this pass.
+    pub fn dropout(&self, p: f32, site: u64) -> Dropout {
+        self.key.map_or(Dropout::OFF, |k| Dropout::new(p, k.site(site)))
+    }
+}
+
+/// Places of one layer's parameters in the arenas.
+#[derive(Debug, Clone, Copy)]
+struct Offsets {
+    qkv_weight: usize,
+    qkv_bias: usize,
+    output_weight: usize,
+    /// bias, gamma, beta
+    output_norm: usize,
+    up_weight: usize,
+    up_bias: usize,
+    down_weight: usize,
+    /// bias, gamma, beta
+    down_norm: usize,
+}
+
+/// One layer.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    shape: LayerShape,
+    at: Offsets,
+    /// Number of the layer; names its dropout sites.
+    number: u64,
+}
+
+/// What a layer's forward pass leaves for its backward pass. Evaluation shares one of these among all layers.
+#[derive(Debug, Default)]
+pub struct Activations {
+    /// `[tokens, 3·hidden]`, or `[tokens, 2·hidden]` (key, value) with a selection.
+    qkv: Buffer,
+    /// The selected rows of the input and their queries, `[queries, hidden]` each.
+    picked: Buffer,
+    q: Buffer,
+    context: Buffer,
+    sum1: Buffer,
+    norm1: Buffer,
+    up: Buffer,
+    inner: Buffer,
+    sum2: Buffer,
+    out: Buffer,
+}
+
+/// Buffers of the backward pass, shared by all layers.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    a: Buffer,
+    branch: Buffer,
+    c: Buffer,
+    inner: Buffer,
+    qkv: Buffer,
+    q: Buffer,
+    /// The gradient of the input of a layer with a selection.
+    full: Buffer,
+}
+
+const SITES: u64 = 4;
+
+impl Layer {
+    /// Lays out the parameters of layer `number`.
+    pub fn new(layout: &mut Layout, shape: &LayerShape, names: &LayerNames, number: usize) -> Self {
+        let (h, i) = (shape.hidden, shape.inner);
+        let weight = |n: &str, out: usize, inp: usize| (format!("{n}.weight"), vec![out, inp], Init::Normal);
+        let bias = |n: &str, out: usize| (format!("{n}.bias"), vec![out], Init::Zeros);
+        let gamma = |n: &str| (format!("{n}.weight"), vec![h], Init::Ones);
+        let n = names;
+        let at = Offsets {
+            qkv_weight: layout.block(&[weight(&n.query, h, h), weight(&n.key, h, h), weight(&n.value, h, h)]),
+            qkv_bias: layout.block(&[bias(&n.query, h), bias(&n.key, h), bias(&n.value, h)]),
+            output_weight: layout.block(&[weight(&n.attention_output, h, h)]),
+            output_norm: layout.block(&[bias(&n.attention_output, h), gamma(&n.attention_norm), bias(&n.attention_norm, h)]),
+            up_weight: layout.block(&[weight(&n.up, i, h)]),
+            up_bias: layout.block(&[bias(&n.up, i)]),
+            down_weight: layout.block(&[weight(&n.down, h, i)]),
+            down_norm: layout.block(&[bias(&n.down, h), gamma(&n.output_norm), bias(&n.output_norm, h)]),
+        };
+        Self { shape: shape.clone(), at, number: number as u64 }
+    }
+
+    fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 3] {
+        let site = self.number * SITES;
+        [
+            pass.dropout(self.shape.attention_dropout, site),
+            pass.dropout(self.shape.hidden_dropout, site + 1),
+            pass.dropout(self.shape.hidden_dropout, site + 2),
+        ]
+    }
+
+    /// The projections of this pass as views of the kept activations.
+    fn projections(&self, acts: &mut Activations, pass: &Pass<'_>, device: &Device) -> Result<(Tensor, Tensor, Tensor)> {
+        let h = self.shape.hidden;
+        let tokens = tokens(pass.cu_seqlens);
+        Ok(match pass.selection {
+            None => {
+                let qkv = acts.qkv.view(tokens, 3 * h, device)?;
+                (qkv.narrow(1, 0, h)?, qkv.narrow(1, h, h)?, qkv.narrow(1, 2 * h, h)?)
+            }
+            Some(s) => {
+                let kv = acts.qkv.view(tokens, 2 * h, device)?;
+                (acts.q.view(tokens_of(s), h, device)?, kv.narrow(1, 0, h)?, kv.narrow(1, h, h)?)
+            }
+        })
+    }
+
+    /// `x: [tokens, hidden]` to `[tokens, hidden]`, or `[queries, hidden]` with a selection.
+    pub fn forward(&self, params: &Params, x: &Tensor, pass: &Pass<'_>, acts: &mut Activations) -> Result<Tensor> {
+        let (h, inner, device, at) = (self.shape.hidden, self.shape.inner, params.device(), &self.at);
+        let [drop_p, drop_1, drop_2] = self.dropouts(pass);
+        let tokens = tokens(pass.cu_seqlens);
+        let (w, b) = (params.weight(at.qkv_weight, &[3 * h, h])?, params.weight(at.qkv_bias, &[3 * h])?);
+        let (n, residual) = match pass.selection {
+            None => {
+                let qkv = acts.qkv.view(tokens, 3 * h, device)?;
+                linear(&qkv, x, &w)?;
+                add_bias(&qkv, &b)?;
+                (tokens, x.clone())
+            }
+            Some(s) => {
+                let n = tokens_of(s);
+                let (kv, picked, q) = (acts.qkv.view(tokens, 2 * h, device)?, acts.picked.view(n, h, device)?, acts.q.view(n, h, device)?);
+                linear(&kv, x, &w.narrow(0, h, 2 * h)?)?;
+                add_bias(&kv, &b.narrow(0, h, 2 * h)?)?;
+                gather_rows(&picked, x, &s.index)?;
+                linear(&q, &picked, &w.narrow(0, 0, h)?)?;
+                add_bias(&q, &b.narrow(0, 0, h)?)?;
+                (n, picked)
+            }
+        };
+        let (q, k, v) = self.projections(acts, pass, device)?;
+        let context = acts.context.view(n, h, device)?;
+        attention(&context, Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop_p))?;
+
+        let (sum1, norm1) = (acts.sum1.view(n, h, device)?, acts.norm1.view(n, h, device)?);
+        linear(&sum1, &context, &params.weight(at.output_weight, &[h, h])?)?;
+        residual_norm(&sum1, &norm1, &residual, &params.weight(at.output_norm, &[3, h])?, self.shape.eps, drop_1)?;
+
+        let (up, g) = (acts.up.view(n, inner, device)?, acts.inner.view(n, inner, device)?);
+        linear(&up, &norm1, &params.weight(at.up_weight, &[inner, h])?)?;
+        bias_act(&up, &g, &params.weight(at.up_bias, &[inner])?, self.shape.act)?;
+
+        let (sum2, out) = (acts.sum2.view(n, h, device)?, acts.out.view(n, h, device)?);
+        linear(&sum2, &g, &params.weight(at.down_weight, &[h, inner])?)?;
+        residual_norm(&sum2, &out, &norm1, &params.weight(at.down_norm, &[3, h])?, self.shape.eps, drop_2)?;
+        Ok(out)
+    }
+
+    fn attention_spec<'a>(&self, pass: &Pass<'a>, dropout: Dropout) -> AttentionSpec<'a> {
+        let cu_queries = pass.selection.map_or(pass.cu_seqlens, |s| &s.cu_queries);
+        AttentionSpec { cu_queries, cu_keys: pass.cu_seqlens, heads: self.shape.heads, dropout }
+    }
+
+    /// From the gradient of the output to that of `x`, the forward pass's input. Parameter gradients are overwritten, or
+    /// added to if `accumulate`.
+    pub fn backward(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        dout: &Tensor,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scratch: &mut Scratch,
+        accumulate: bool,
+    ) -> Result<Tensor> {
+        let (h, inner, device, at) = (self.shape.hidden, self.shape.inner, params.device(), &self.at);
+        let [drop_p, drop_1, drop_2] = self.dropouts(pass);
+        let n = dout.dim(0)?;
+        let (a, branch, c) = (scratch.a.view(n, h, device)?, scratch.branch.view(n, h, device)?, scratch.c.view(n, h, device)?);
+        let (norm1, up, g) = (acts.norm1.view(n, h, device)?, acts.up.view(n, inner, device)?, acts.inner.view(n, inner, device)?);
+
+        let out = ResidualNormGrads { ds: &a, dbranch: &branch, dparams: &params.grad(at.down_norm, &[3, h])? };
+        let sum2 = acts.sum2.view(n, h, device)?;
+        residual_norm_backward(out, dout, &sum2, &params.weight(at.down_norm, &[3, h])?, self.shape.eps, drop_2, accumulate)?;
+        linear_weight_grad(&params.grad(at.down_weight, &[h, inner])?, &branch, &g, accumulate)?;
+        let dg = scratch.inner.view(n, inner, device)?;
+        linear_input_grad(&dg, &branch, &params.weight(at.down_weight, &[h, inner])?, false)?;
+
+        bias_act_backward(&dg, &params.grad(at.up_bias, &[inner])?, &up, self.shape.act, accumulate)?;
+        linear_weight_grad(&params.grad(at.up_weight, &[inner, h])?, &dg, &norm1, accumulate)?;
+        linear_input_grad(&a, &dg, &params.weight(at.up_weight, &[inner, h])?, true)?;
+
+        let out = ResidualNormGrads { ds: &c, dbranch: &branch, dparams: &params.grad(at.output_norm, &[3, h])? };
+        let sum1 = acts.sum1.view(n, h, device)?;
+        residual_norm_backward(out, &a, &sum1, &params.weight(at.output_norm, &[3, h])?, self.shape.eps, drop_1, accumulate)?;
+        let context = acts.context.view(n, h, device)?;
+        linear_weight_grad(&params.grad(at.output_weight, &[h, h])?, &branch, &context, accumulate)?;
+        linear_input_grad(&a, &branch, &params.weight(at.output_weight, &[h, h])?, false)?;
+
+        self.attention_backward(params, x, &a, &c, pass, drop_p, acts, scratch, accumulate)
+    }
+
+    /// The part below the context: `dcontext` and the residual's gradient `dresidual` to the input's gradient.
+    fn attention_backward(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        dcontext: &Tensor,
+        dresidual: &Tensor,
+        pass: &Pass<'_>,
+        drop: Dropout,
+        acts: &mut Activations,
+        scratch: &mut Scratch,
+        accumulate: bool,
+    ) -> Result<Tensor> {
+        let (h, device, at) = (self.shape.hidden, params.device(), &self.at);
+        let (tokens, n) = (tokens(pass.cu_seqlens), dcontext.dim(0)?);
+        let (q, k, v) = self.projections(acts, pass, device)?;
+        let (projections, spec) = (Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop));
+        let (w, dw) = (params.weight(at.qkv_weight, &[3 * h, h])?, params.grad(at.qkv_weight, &[3 * h, h])?);
+        let db = params.grad(at.qkv_bias, &[3 * h])?;
+        let Some(selection) = pass.selection else {
+            let dqkv = scratch.qkv.view(tokens, 3 * h, device)?;
+            attention_backward(ProjectionGrads::Fused(&dqkv), dcontext, projections, spec)?;
+            bias_grad(&db, &dqkv, accumulate)?;
+            linear_weight_grad(&dw, &dqkv, x, accumulate)?;
+            linear_input_grad(dresidual, &dqkv, &w, true)?;
+            return Ok(dresidual.clone());
+        };
+        let (dq, dkv) = (scratch.q.view(n, h, device)?, scratch.qkv.view(tokens, 2 * h, device)?);
+        attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, dcontext, projections, spec)?;
+        bias_grad(&db.narrow(0, 0, h)?, &dq, accumulate)?;
+        bias_grad(&db.narrow(0, h, 2 * h)?, &dkv, accumulate)?;
+        linear_weight_grad(&dw.narrow(0, 0, h)?, &dq, &acts.picked.view(n, h, device)?, accumulate)?;
+        linear_weight_grad(&dw.narrow(0, h, 2 * h)?, &dkv, x, accumulate)?;
+        let dx = scratch.full.view(tokens, h, device)?;
+        linear_input_grad(&dx, &dkv, &w.narrow(0, h, 2 * h)?, false)?;
+        linear_input_grad(dresidual, &dq, &w.narrow(0, 0, h)?, true)?;
+        add_rows(&dx, dresidual, &selection.index)?;
+        Ok(dx)
+    }
+}
+
+fn tokens(cu_seqlens: &[u32]) -> usize {
+    cu_seqlens.last().map_or(0, |&n| n as usize)
+}
+
+fn tokens_of(s: &Selection) -> usize {
+    tokens(&s.cu_queries)
+}

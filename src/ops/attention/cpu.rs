@@ -1,0 +1,360 @@
+//! CPU body: one (row, head) pair is one piece of work, queries in blocks so that the scores stay in L2. Keys and values
+//! are transposed once a pair, so that all products run over dense columns in register tiles.
+
+use super::AttentionSpec;
+use crate::ops::cpu::{LANES, exp, fold, lane_sum, madd, simd};
+use crate::ops::dropout::Dropout;
+use rayon::prelude::*;
+use std::cell::RefCell;
+
+/// Queries a block.
+const BLOCK: usize = 64;
+
+/// A row-major matrix view; the caller answers for its extent.
+#[derive(Clone, Copy)]
+pub struct Matrix {
+    pub at: *const f32,
+    pub stride: usize,
+}
+
+/// A row-major mutable matrix view; the caller answers for its extent.
+#[derive(Clone, Copy)]
+pub struct MatrixMut {
+    pub at: *mut f32,
+    pub stride: usize,
+}
+
+// SAFETY: plain addresses; every pair of (row, head) reads shared and writes disjoint places.
+unsafe impl Sync for Matrix {}
+// SAFETY: as above.
+unsafe impl Sync for MatrixMut {}
+
+impl Matrix {
+    unsafe fn offset(self, row: usize, col: usize) -> Self {
+        // SAFETY: inside the view by the caller's promise.
+        Self { at: unsafe { self.at.add(row * self.stride + col) }, ..self }
+    }
+}
+
+impl MatrixMut {
+    unsafe fn offset(self, row: usize, col: usize) -> Self {
+        // SAFETY: inside the view by the caller's promise.
+        Self { at: unsafe { self.at.add(row * self.stride + col) }, ..self }
+    }
+
+    fn as_const(self) -> Matrix {
+        Matrix { at: self.at, stride: self.stride }
+    }
+}
+
+/// One (row, head): sizes and dropout.
+#[derive(Clone, Copy)]
+struct Pair {
+    queries: usize,
+    keys: usize,
+    d: usize,
+    drop: Dropout,
+}
+
+pub fn head_dropout(spec: &AttentionSpec<'_>, row: usize, head: usize) -> Dropout {
+    if spec.dropout.is_off() { Dropout::OFF } else { spec.dropout.sub((row * spec.heads + head) as u64) }
+}
+
+/// Runs `f(first query, first key, column, pair, scratch)` for every (row, head) on all threads.
+fn for_pairs(
+    hidden: usize,
+    spec: &AttentionSpec<'_>,
+    scratch: fn(usize, usize) -> usize,
+    f: impl Fn(usize, usize, usize, Pair, &mut [f32]) + Sync,
+) {
+    thread_local!(static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    let d = hidden / spec.heads;
+    let rows = spec.cu_keys.len() - 1;
+    (0..rows * spec.heads).into_par_iter().for_each(|i| {
+        let (row, head) = (i / spec.heads, i % spec.heads);
+        let (q0, k0) = (spec.cu_queries[row] as usize, spec.cu_keys[row] as usize);
+        let (queries, keys) = (spec.cu_queries[row + 1] as usize - q0, spec.cu_keys[row + 1] as usize - k0);
+        let pair = Pair { queries, keys, d, drop: head_dropout(spec, row, head) };
+        SCRATCH.with_borrow_mut(|s| {
+            let need = scratch(padded(keys), d);
+            if s.len() < need {
+                s.resize(need, 0.0);
+            }
+            f(q0, k0, head * d, pair, &mut s[..need]);
+        });
+    });
+}
+
+fn padded(keys: usize) -> usize {
+    keys.next_multiple_of(LANES)
+}
+
+/// # Safety
+/// The matrices must have the shapes that [`super::attention`] documents for `spec`.
+pub unsafe fn forward(out: MatrixMut, q: Matrix, k: Matrix, v: Matrix, hidden: usize, spec: &AttentionSpec<'_>) {
+    let all = (out, q, k, v);
+    for_pairs(
+        hidden,
+        spec,
+        |n, d| n * (d + BLOCK),
+        |q0, k0, col, pair, scratch| {
+            let (out, q, k, v) = all;
+            // SAFETY: offsets inside the views by the caller's promise.
+            unsafe {
+                forward_pair(
+                    out.offset(q0, col),
+                    q.offset(q0, col),
+                    k.offset(k0, col),
+                    v.offset(k0, col),
+                    pair,
+                    scratch,
+                )
+            }
+        },
+    );
+}
+
+simd! {
+    fn forward_pair(out: MatrixMut, q: Matrix, k: Matrix, v: Matrix, pair: Pair, scratch: &mut [f32]) {
+        let Pair { queries, keys, d, drop } = pair;
+        let n = padded(keys);
+        let (kt, scores) = scratch.split_at_mut(n * d);
+        // SAFETY: all views span this pair's tokens by the caller's promise.
+        unsafe {
+            transpose(kt, k, keys, d, n);
+            let kt = Matrix { at: kt.as_ptr(), stride: n };
+            let s = MatrixMut { at: scores.as_mut_ptr(), stride: n };
+            for i in (0..queries).step_by(BLOCK) {
+                let m = BLOCK.min(queries - i);
+                product::<FMA>(s, q.offset(i, 0), false, kt, m, n, d, false);
+                softmax_rows::<FMA>(&mut scores[..m * n], keys, d);
+                if !drop.is_off() {
+                    for (r, row) in scores[..m * n].chunks_exact_mut(n).enumerate() {
+                        let base = ((i + r) * keys) as u32;
+                        for (j, p) in row[..keys].iter_mut().enumerate() {
+                            *p *= drop.factor(base.wrapping_add(j as u32));
+                        }
+                    }
+                }
+                product::<FMA>(out.offset(i, 0), s.as_const(), false, v, m, d, keys, false);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The matrices must have the shapes that [`super::attention_backward`] documents for `spec`.
+pub unsafe fn backward(to: [MatrixMut; 3], dout: Matrix, qkv: [Matrix; 3], hidden: usize, spec: &AttentionSpec<'_>) {
+    let all = (to, dout, qkv);
+    for_pairs(
+        hidden,
+        spec,
+        |n, d| n * (2 * d + 2 * BLOCK),
+        |q0, k0, col, pair, scratch| {
+            let ([dq, dk, dv], dout, [q, k, v]) = all;
+            // SAFETY: offsets inside the views by the caller's promise.
+            unsafe {
+                let to = [dq.offset(q0, col), dk.offset(k0, col), dv.offset(k0, col)];
+                let qkv = [q.offset(q0, col), k.offset(k0, col), v.offset(k0, col)];
+                backward_pair(to, dout.offset(q0, col), qkv, pair, scratch)
+            }
+        },
+    );
+}
+
+simd! {
+    fn backward_pair(to: [MatrixMut; 3], dout: Matrix, qkv: [Matrix; 3], pair: Pair, scratch: &mut [f32]) {
+        let (Pair { queries, keys, d, drop }, [dq, dk, dv], [q, k, v]) = (pair, to, qkv);
+        let n = padded(keys);
+        let (kt, rest) = scratch.split_at_mut(n * d);
+        let (vt, rest) = rest.split_at_mut(n * d);
+        let (p, ds) = rest.split_at_mut(n * BLOCK);
+        // SAFETY: all views span this pair's tokens by the caller's promise.
+        unsafe {
+            if queries == 0 {
+                for j in 0..keys {
+                    std::slice::from_raw_parts_mut(dk.offset(j, 0).at, d).fill(0.0);
+                    std::slice::from_raw_parts_mut(dv.offset(j, 0).at, d).fill(0.0);
+                }
+            }
+            transpose(kt, k, keys, d, n);
+            transpose(vt, v, keys, d, n);
+            let (kt, vt) = (Matrix { at: kt.as_ptr(), stride: n }, Matrix { at: vt.as_ptr(), stride: n });
+            for i in (0..queries).step_by(BLOCK) {
+                let m = BLOCK.min(queries - i);
+                let (pm, dsm) = (MatrixMut { at: p.as_mut_ptr(), stride: n }, MatrixMut { at: ds.as_mut_ptr(), stride: n });
+                product::<FMA>(pm, q.offset(i, 0), false, kt, m, n, d, false);
+                softmax_rows::<FMA>(&mut p[..m * n], keys, d);
+                product::<FMA>(dsm, dout.offset(i, 0), false, vt, m, n, d, false);
+                for (r, (p, ds)) in p[..m * n].chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
+                    score_grad_row::<FMA>(p, ds, keys, d, drop, ((i + r) * keys) as u32);
+                }
+                product::<FMA>(dv, pm.as_const(), true, dout.offset(i, 0), keys, d, m, i > 0);
+                product::<FMA>(dq.offset(i, 0), dsm.as_const(), false, k, m, d, keys, false);
+                product::<FMA>(dk, dsm.as_const(), true, q.offset(i, 0), keys, d, m, i > 0);
+            }
+        }
+    }
+}
+
+/// `ds` holds d(dropped p) and becomes the gradient of the raw scores; `p` becomes the dropped probabilities.
+#[inline(always)]
+fn score_grad_row<const FMA: bool>(p: &mut [f32], ds: &mut [f32], keys: usize, d: usize, drop: Dropout, base: u32) {
+    let scale = 1.0 / (d as f32).sqrt();
+    let (p, ds) = (&mut p[..keys], &mut ds[..keys]);
+    if !drop.is_off() {
+        for (j, g) in ds.iter_mut().enumerate() {
+            *g *= drop.factor(base.wrapping_add(j as u32));
+        }
+    }
+    let dot = lane_sum(keys, |j| p[j] * ds[j]);
+    for j in 0..keys {
+        ds[j] = scale * p[j] * (ds[j] - dot);
+    }
+    if !drop.is_off() {
+        for (j, p) in p.iter_mut().enumerate() {
+            *p *= drop.factor(base.wrapping_add(j as u32));
+        }
+    }
+}
+
+/// `xt[d, n] = x[keys, d]ᵀ`, columns past `keys` zero.
+#[inline(always)]
+unsafe fn transpose(xt: &mut [f32], x: Matrix, keys: usize, d: usize, n: usize) {
+    for (c, row) in xt.chunks_exact_mut(n).enumerate().take(d) {
+        for (j, v) in row[..keys].iter_mut().enumerate() {
+            // SAFETY: inside x by the caller's promise.
+            *v = unsafe { *x.at.add(j * x.stride + c) };
+        }
+        row[keys..].fill(0.0);
+    }
+}
+
+/// Softmax of the first `keys` scores of each row, scaled by 1/√d; the padding becomes 0.
+#[inline(always)]
+fn softmax_rows<const FMA: bool>(scores: &mut [f32], keys: usize, d: usize) {
+    let scale = 1.0 / (d as f32).sqrt();
+    for row in scores.chunks_exact_mut(padded(keys)) {
+        row[keys..].fill(f32::MIN);
+        let mut top = [f32::MIN; LANES];
+        for chunk in row.chunks_exact(LANES) {
+            for (t, v) in top.iter_mut().zip(chunk) {
+                *t = if *v > *t { *v } else { *t };
+            }
+        }
+        let top = fold(top, |a, b| if a > b { a } else { b });
+        for v in row.iter_mut() {
+            *v = exp::<FMA>((*v - top) * scale);
+        }
+        row[keys..].fill(0.0);
+        let inverse = 1.0 / lane_sum(row.len(), |j| row[j]);
+        for v in row.iter_mut() {
+            *v *= inverse;
+        }
+    }
+}
+
+/// `c[m, n] (+)= a · b` with `a: [m, k]`, or `a: [k, m]` read transposed; `b: [k, n]`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn product<const FMA: bool>(
+    c: MatrixMut,
+    a: Matrix,
+    a_t: bool,
+    b: Matrix,
+    m: usize,
+    n: usize,
+    k: usize,
+    add: bool,
+) {
+    let (rs, cs) = if a_t { (1, a.stride) } else { (a.stride, 1) };
+    // SAFETY: all places are inside the views by the caller's promise.
+    unsafe {
+        let mut j = 0;
+        while j + 2 * LANES <= n {
+            columns::<FMA, 2>(c.offset(0, j), a.at, rs, cs, b.offset(0, j), m, k, add);
+            j += 2 * LANES;
+        }
+        if j + LANES <= n {
+            columns::<FMA, 1>(c.offset(0, j), a.at, rs, cs, b.offset(0, j), m, k, add);
+            j += LANES;
+        }
+        for j in j..n {
+            for i in 0..m {
+                let mut sum = if add { *c.at.add(i * c.stride + j) } else { 0.0 };
+                for p in 0..k {
+                    sum = madd::<FMA>(*a.at.add(i * rs + p * cs), *b.at.add(p * b.stride + j), sum);
+                }
+                *c.at.add(i * c.stride + j) = sum;
+            }
+        }
+    }
+}
+
+/// `V` registers' worth of columns, all `m` rows in tiles.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn columns<const FMA: bool, const V: usize>(
+    c: MatrixMut,
+    a: *const f32,
+    rs: usize,
+    cs: usize,
+    b: Matrix,
+    m: usize,
+    k: usize,
+    add: bool,
+) {
+    let mut i = 0;
+    // SAFETY: as in `product`.
+    unsafe {
+        while i + 6 <= m {
+            tile::<FMA, 6, V>(c.offset(i, 0), a.add(i * rs), rs, cs, b, k, add);
+            i += 6;
+        }
+        while i + 2 <= m {
+            tile::<FMA, 2, V>(c.offset(i, 0), a.add(i * rs), rs, cs, b, k, add);
+            i += 2;
+        }
+        if i < m {
+            tile::<FMA, 1, V>(c.offset(i, 0), a.add(i * rs), rs, cs, b, k, add);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<const FMA: bool, const M: usize, const V: usize>(
+    c: MatrixMut,
+    a: *const f32,
+    rs: usize,
+    cs: usize,
+    b: Matrix,
+    k: usize,
+    add: bool,
+) {
+    let mut acc = [[[0f32; LANES]; V]; M];
+    // SAFETY: as in `product`.
+    unsafe {
+        for p in 0..k {
+            let row: [[f32; LANES]; V] = std::ptr::read_unaligned(b.at.add(p * b.stride).cast());
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let x = *a.add(i * rs + p * cs);
+                for (acc, row) in acc.iter_mut().zip(&row) {
+                    for (s, y) in acc.iter_mut().zip(row) {
+                        *s = madd::<FMA>(x, *y, *s);
+                    }
+                }
+            }
+        }
+        for (i, acc) in acc.iter().enumerate() {
+            let to: *mut [[f32; LANES]; V] = c.at.add(i * c.stride).cast();
+            let mut out = *acc;
+            if add {
+                let old = std::ptr::read_unaligned(to);
+                for (o, old) in out.iter_mut().flatten().zip(old.iter().flatten()) {
+                    *o += old;
+                }
+            }
+            std::ptr::write_unaligned(to, out);
+        }
+    }
+}
