@@ -113,8 +113,9 @@ impl Batch {
     }
 }
 
-/// Splits the rows of `targets` into (train, eval), each in ascending order, `fraction` of them to eval. With classes the split is
-/// stratified: each gives its share (largest remainders first, so that the total is right), but keeps one row in train.
+/// Splits the rows of `targets` into (train, eval), each in ascending order, `fraction` of them to eval. With classes the
+/// split is stratified: each gives its share (largest remainders first, so that the total is right), but keeps one row
+/// in train.
 ///
 /// # Errors
 /// When `fraction` is not between 0 and 1, or leaves one side empty.
@@ -169,4 +170,85 @@ fn eval_counts(sizes: &[usize], fraction: f64) -> Vec<usize> {
         counts[i] += 1;
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// Three rows of 2, 3 and 1 tokens.
+    fn dataset() -> Dataset {
+        let tokens = Tokens {
+            ids: vec![10, 11, 20, 21, 22, 30],
+            type_ids: vec![0, 0, 0, 1, 1, 0],
+            offsets: vec![0, 2, 5, 6],
+            truncated: 1,
+        };
+        Dataset { tokens, targets: Targets::Class(vec![0, 1, 2]), lines: vec![2, 4, 5], file: "train.csv".into() }
+    }
+
+    #[test]
+    fn a_batch_is_its_rows_end_to_end() {
+        let batch = dataset().batch(&[2, 1]);
+        assert_eq!(batch.ids, [30, 20, 21, 22]);
+        assert_eq!(batch.type_ids, [0, 0, 1, 1]);
+        assert_eq!(batch.positions, [0, 0, 1, 2]);
+        assert_eq!(batch.cu_seqlens, [0, 1, 4]);
+        assert_eq!(batch.rows, [2, 1]);
+        assert_eq!(batch.targets, Targets::Class(vec![2, 1]));
+        assert_eq!((batch.len(), batch.max_len()), (2, 3));
+        assert_eq!(dataset().batch(&[]).cu_seqlens, [0]);
+    }
+
+    #[test]
+    fn a_subset_keeps_targets_and_lines_beside_the_tokens() {
+        let subset = dataset().subset(&[2, 0]);
+        assert_eq!(subset.lines, [5, 2]);
+        assert_eq!(subset.targets, Targets::Class(vec![2, 0]));
+        assert_eq!(subset.batch(&[0, 1]).ids, [30, 10, 11]);
+        assert_eq!(subset.file, dataset().file);
+    }
+
+    fn split(sizes: &[usize], fraction: f64) -> Vec<usize> {
+        let classes: Vec<u32> = sizes.iter().enumerate().flat_map(|(c, &n)| vec![c as u32; n]).collect();
+        let (train, eval) = split_fraction(&Targets::Class(classes.clone()), fraction, 42).unwrap();
+        let all: BTreeSet<_> = train.iter().chain(&eval).copied().collect();
+        assert_eq!((all.len(), train.len() + eval.len()), (classes.len(), classes.len()));
+        assert!(train.is_sorted() && eval.is_sorted());
+        (0..sizes.len()).map(|c| eval.iter().filter(|&&r| classes[r] as usize == c).count()).collect()
+    }
+
+    #[test]
+    fn a_split_is_stratified_and_leaves_every_class_in_train() {
+        assert_eq!(split(&[100, 50, 10], 0.1), [10, 5, 1]);
+        // 0.1 · 26 = 3 rows: two whole shares, and one for the largest remainder.
+        assert_eq!(split(&[11, 6, 9], 0.1), [1, 1, 1]);
+        assert_eq!(split(&[12, 14], 0.1), [1, 2]);
+        // A single row stays in train, a class of two keeps one.
+        assert_eq!(split(&[1, 2, 97], 0.9), [0, 1, 88]);
+        assert_eq!(split(&[2, 2], 0.9), [1, 1]);
+        // A class number that no row has.
+        assert_eq!(split(&[10, 0, 10], 0.5), [5, 0, 5]);
+    }
+
+    #[test]
+    fn a_split_depends_on_the_seed_alone() {
+        let targets = Targets::Value((0..1000).map(|i| i as f32).collect());
+        let (train, eval) = split_fraction(&targets, 0.2, 1).unwrap();
+        assert_eq!((train.len(), eval.len()), (800, 200));
+        assert_eq!(split_fraction(&targets, 0.2, 1).unwrap(), (train, eval.clone()));
+        assert_ne!(split_fraction(&targets, 0.2, 2).unwrap().1, eval);
+    }
+
+    #[test]
+    fn a_split_that_leaves_a_side_empty_is_an_error() {
+        let few = Targets::Class(vec![0, 0, 1, 1]);
+        for wrong in [0.0, 1.0, -0.1, f64::NAN, 0.01] {
+            assert_eq!(split_fraction(&few, wrong, 42).unwrap_err().exit_code(), 2, "{wrong}");
+        }
+        assert!(split_fraction(&Targets::Class(vec![0, 1]), 0.5, 42).unwrap_err().to_string().contains("for eval"));
+        assert!(split_fraction(&Targets::None, 0.5, 42).is_err());
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::dataset::Targets;
 use super::example::Example;
-use super::{listed, nearest, shortened};
+use super::{did_you_mean, listed, shortened};
 use crate::error::{Error, Result};
 
 /// The class names of a model in the order of its outputs.
@@ -111,7 +111,7 @@ impl LabelMap {
 
     fn unknown(&self, label: &str, line: u64, file: &Path) -> Error {
         let names = || self.names.iter().map(String::as_str);
-        let meant = nearest(label, names()).map(|m| format!("; did you mean \"{m}\"?")).unwrap_or_default();
+        let meant = did_you_mean(label, names());
         let message = format!(
             "label \"{}\" is not one of {}{meant}; fix the row or set data.labels",
             shortened(label),
@@ -164,4 +164,87 @@ fn as_integer(name: &str) -> Option<i64> {
         None => name,
     };
     digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(labels: &[&str]) -> Vec<Example> {
+        let example = |(i, label): (usize, &&str)| Example {
+            text: "t".into(),
+            text_pair: None,
+            label: Some((*label).to_owned()),
+            id: None,
+            row: i as u64 + 1,
+            line: i as u64 + 2,
+        };
+        labels.iter().enumerate().map(example).collect()
+    }
+
+    fn map(labels: &[&str], checkpoint: Option<&[&str]>) -> Result<LabelMap> {
+        let checkpoint: Option<Vec<String>> = checkpoint.map(|c| c.iter().map(|s| s.to_string()).collect());
+        LabelMap::from_examples(&rows(labels), checkpoint.as_deref(), Path::new("train.csv"))
+    }
+
+    #[test]
+    fn order_is_the_checkpoints_when_the_set_matches_else_sorted() {
+        assert_eq!(map(&["b", "a", "b"], None).unwrap().names(), ["a", "b"]);
+        assert_eq!(map(&["b", "a"], Some(&["b", "a"])).unwrap().names(), ["b", "a"]);
+        assert_eq!(map(&["b", "a"], Some(&["LABEL_0", "LABEL_1"])).unwrap().names(), ["a", "b"]);
+        // A subset is another set.
+        assert_eq!(map(&["b", "a"], Some(&["c", "b", "a"])).unwrap().names(), ["a", "b"]);
+        assert_eq!(map(&["0.0", "1.0"], Some(&["1", "0"])).unwrap().names(), ["1", "0"]);
+    }
+
+    #[test]
+    fn integers_are_sorted_numerically() {
+        assert_eq!(map(&["10", "9", "-1"], None).unwrap().names(), ["-1", "9", "10"]);
+        assert_eq!(map(&["10.0", "9.0"], None).unwrap().names(), ["9.0", "10.0"]);
+        assert_eq!(map(&["10", "9", "x"], None).unwrap().names(), ["10", "9", "x"]);
+    }
+
+    #[test]
+    fn an_integer_written_as_a_float_is_the_same_class() {
+        let labels = map(&["1", "1.0", "0"], None).unwrap();
+        assert_eq!(labels.names(), ["0", "1"]);
+        assert_eq!((labels.index("1.0"), labels.index("1.00"), labels.index("1.5")), (Some(1), Some(1), None));
+        // The exact name wins.
+        let labels = LabelMap::new(vec!["1".into(), "1.0".into()]).unwrap();
+        assert_eq!((labels.index("1"), labels.index("1.0")), (Some(0), Some(1)));
+        assert_eq!(map(&["1.", "2"], None).unwrap().index("1"), None);
+    }
+
+    #[test]
+    fn an_unknown_label_is_named_with_its_place_and_the_nearest() {
+        let labels = LabelMap::new(vec!["negative".into(), "positive".into()]).unwrap();
+        let rows = rows(&["positive", "postive"]);
+        assert_eq!(
+            labels.targets(&rows, Path::new("train.csv")).unwrap_err().to_string(),
+            "train.csv:3: label \"postive\" is not one of [negative, positive] (did you mean \"positive\"?); fix the row or set data.labels"
+        );
+        assert_eq!(labels.targets(&rows[..1], Path::new("t")).unwrap(), Targets::Class(vec![1]));
+    }
+
+    #[test]
+    fn lists_that_cannot_be_classes_are_errors() {
+        assert!(LabelMap::new(vec![]).is_err());
+        assert!(LabelMap::new(vec!["a".into(), "a".into()]).unwrap_err().to_string().contains("twice"));
+        assert!(map(&["a", "a"], None).unwrap_err().to_string().contains("at least two classes"));
+        assert_eq!(map(&["a", " "], None).unwrap_err().to_string().split(": ").next(), Some("train.csv:3"));
+        let mut none = rows(&["a", "b"]);
+        none[1].label = None;
+        assert!(LabelMap::from_examples(&none, None, Path::new("t")).unwrap_err().to_string().starts_with("t:3: "));
+    }
+
+    #[test]
+    fn regression_reads_finite_numbers() {
+        let file = Path::new("train.csv");
+        let values = value_targets(&rows(&["1", "-2.5", " 3e-1 "]), file).unwrap();
+        assert_eq!(values, Targets::Value(vec![1.0, -2.5, 0.3]));
+        for wrong in ["", "x", "nan", "inf", "1e99", "1,5"] {
+            let message = value_targets(&rows(&["1", wrong]), file).unwrap_err().to_string();
+            assert!(message.starts_with("train.csv:3: ") && message.contains("finite number"), "{message}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use super::ReadOptions;
 use super::lines::Lines;
 use crate::data::config::Column;
 use crate::data::example::Example;
-use crate::data::{listed, nearest};
+use crate::data::{did_you_mean, listed};
 use crate::error::{Error, Result};
 
 /// Reads rows and takes the chosen columns out of them.
@@ -135,7 +135,7 @@ fn column_index(column: &Column, setting: &str, first: &[String], header: bool) 
         }
         (None, _) => {
             let names = first.iter().map(String::as_str);
-            let meant = nearest(name, names.clone()).map(|m| format!("; did you mean \"{m}\"?")).unwrap_or_default();
+            let meant = did_you_mean(name, names.clone());
             Err(format!(
                 "there is no column \"{name}\" among {}{meant}; set {setting}, or data.header = false if this row is data",
                 listed(names)

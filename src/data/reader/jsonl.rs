@@ -6,7 +6,7 @@ use super::ReadOptions;
 use super::lines::Lines;
 use crate::data::config::Column;
 use crate::data::example::Example;
-use crate::data::{listed, nearest};
+use crate::data::{did_you_mean, listed};
 use crate::error::{Error, Result};
 
 /// Reads objects and takes the columns' keys out of them.
@@ -69,8 +69,7 @@ impl JsonLines {
     fn value<'o>(&self, object: &'o Map<String, Value>, key: &str, setting: &str) -> Result<&'o Value> {
         object.get(key).ok_or_else(|| {
             let keys = listed(object.keys().map(String::as_str).collect::<Vec<_>>().into_iter());
-            let meant = nearest(key, object.keys().map(String::as_str));
-            let meant = meant.map(|m| format!("; did you mean \"{m}\"?")).unwrap_or_default();
+            let meant = did_you_mean(key, object.keys().map(String::as_str));
             self.lines.error(format!("there is no key \"{key}\" among {keys}{meant}; fix the row or set {setting}"))
         })
     }
