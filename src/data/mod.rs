@@ -1,1 +1,46 @@
-//! From files to batches.
+//! From files to batches: `reader` (files to [`Example`]s) → `labels` (strings to targets) → `tokenize` (texts to ids)
+//! → `dataset` (packed batches) ← `sampler` (which rows, in which order). Nothing here knows a model or a tensor.
+
+pub mod config;
+pub mod dataset;
+pub mod example;
+pub mod labels;
+pub mod reader;
+pub mod sampler;
+pub mod tokenize;
+
+pub use dataset::{Batch, Dataset, Targets, split_fraction};
+pub use example::Example;
+pub use labels::LabelMap;
+pub use reader::{ReadOptions, Reader, read_examples};
+pub use tokenize::{Tokenizer, Tokens};
+
+/// ` (did you mean "…"?)` with the candidate nearest to a mistyped name; empty when none is near.
+pub(crate) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    let name = name.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|c| (strsim::jaro_winkler(&name, &c.to_lowercase()), c))
+        .filter(|(score, _)| *score >= 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or_else(String::new, |(_, c)| format!(" (did you mean \"{}\"?)", shortened(c)))
+}
+
+/// Names as messages show them: at most ten, each cut at 40 characters, so that one bad row cannot flood a terminal.
+pub(crate) fn listed<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let total = names.len();
+    let shown: Vec<String> = names.take(10).map(shortened).collect();
+    let more = if total > 10 { format!(", … ({total} in all)") } else { String::new() };
+    format!("[{}{more}]", shown.join(", "))
+}
+
+/// The first 40 characters of a text from the user's data, with line breaks escaped.
+pub(crate) fn shortened(text: &str) -> String {
+    let mut chars = text.chars();
+    let head: String = chars
+        .by_ref()
+        .take(40)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect();
+    if chars.next().is_some() { head + "…" } else { head }
+}

@@ -1,0 +1,250 @@
+//! Label strings to targets: class indices through a [`LabelMap`], or numbers for regression.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+
+use super::dataset::Targets;
+use super::example::Example;
+use super::{did_you_mean, listed, shortened};
+use crate::error::{Error, Result};
+
+/// The class names of a model in the order of its outputs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelMap {
+    names: Vec<String>,
+    by_name: HashMap<String, usize>,
+    /// Classes whose name is an integer, also written as a float: `1` and `1.0` mean the same class.
+    by_integer: HashMap<i64, usize>,
+}
+
+impl LabelMap {
+    /// Exactly these names in this order (`data.labels`, or `id2label` of a checkpoint).
+    ///
+    /// # Errors
+    /// When the list is empty or has a name twice.
+    pub fn new(names: Vec<String>) -> Result<Self> {
+        if names.is_empty() {
+            return Err(Error::input("the list of labels is empty; name at least one class"));
+        }
+        let mut by_name = HashMap::with_capacity(names.len());
+        let mut by_integer = HashMap::new();
+        for (index, name) in names.iter().enumerate() {
+            if by_name.insert(name.clone(), index).is_some() {
+                return Err(Error::input(format!("label \"{}\" is in the list of labels twice", shortened(name))));
+            }
+            if let Some(integer) = as_integer(name) {
+                by_integer.entry(integer).or_insert(index);
+            }
+        }
+        Ok(Self { names, by_name, by_integer })
+    }
+
+    /// The classes of training data: the checkpoint's order when its names are the data's, else sorted, numerically if
+    /// all are integers. `1` and `1.0` are one class, named `1`.
+    ///
+    /// # Errors
+    /// When a row has no label or an empty one, or all rows have the same.
+    pub fn from_examples(examples: &[Example], checkpoint: Option<&[String]>, file: &Path) -> Result<Self> {
+        let mut distinct = BTreeSet::new();
+        for example in examples {
+            let label = label_of(example, file)?;
+            if label.trim().is_empty() {
+                let message = "the label is empty; fix the row or drop it";
+                return Err(Error::at_line(file, example.line, message));
+            }
+            if !distinct.contains(label) {
+                distinct.insert(label.to_owned());
+            }
+        }
+        let mut names: Vec<String> = distinct.iter().filter(|n| !is_spelt_shorter(n, &distinct)).cloned().collect();
+        if let Some(map) = checkpoint.and_then(|c| Self::new(c.to_vec()).ok())
+            && map.is_onto(&names)
+        {
+            return Ok(map);
+        }
+        if names.len() < 2 {
+            let message = format!(
+                "every row has the label {}; classification needs at least two classes",
+                listed(names.iter().map(String::as_str))
+            );
+            return Err(Error::in_file(file, message));
+        }
+        if names.iter().all(|n| as_integer(n).is_some()) {
+            names.sort_by_key(|n| as_integer(n));
+        }
+        Self::new(names)
+    }
+
+    /// Class names in the order of the model's outputs.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Number of classes.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Never: a map has at least one class.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The class of that name; if there is none, the class that is the same integer (`1.0` finds `1`).
+    pub fn index(&self, name: &str) -> Option<usize> {
+        let by_integer = || self.by_integer.get(&as_integer(name)?);
+        self.by_name.get(name).or_else(by_integer).copied()
+    }
+
+    /// The class of every row.
+    ///
+    /// # Errors
+    /// When a row has no label or one that is not in the map.
+    pub fn targets(&self, examples: &[Example], file: &Path) -> Result<Targets> {
+        let class = |example: &Example| {
+            let label = label_of(example, file)?;
+            let index = self.index(label).ok_or_else(|| self.unknown(label, example.line, file))?;
+            u32::try_from(index).map_err(|_| Error::in_file(file, "there are more than 2^32 classes"))
+        };
+        examples.iter().map(class).collect::<Result<_>>().map(Targets::Class)
+    }
+
+    fn unknown(&self, label: &str, line: u64, file: &Path) -> Error {
+        let names = || self.names.iter().map(String::as_str);
+        let meant = did_you_mean(label, names());
+        let message = format!(
+            "label \"{}\" is not one of {}{meant}; fix the row or set data.labels",
+            shortened(label),
+            listed(names())
+        );
+        Error::at_line(file, line, message)
+    }
+
+    /// Whether every name is another class of this map and every class is named.
+    fn is_onto(&self, names: &[String]) -> bool {
+        let found: BTreeSet<_> = names.iter().filter_map(|n| self.index(n)).collect();
+        names.len() == self.len() && found.len() == self.len()
+    }
+}
+
+/// The number of every row, for regression.
+///
+/// # Errors
+/// When a row has no label or one that is not a finite f32.
+pub fn value_targets(examples: &[Example], file: &Path) -> Result<Targets> {
+    let value = |example: &Example| {
+        let label = label_of(example, file)?;
+        label.trim().parse::<f32>().ok().filter(|v| v.is_finite()).ok_or_else(|| {
+            let message =
+                format!("label \"{}\" is not a finite number, which regression needs; fix the row", shortened(label));
+            Error::at_line(file, example.line, message)
+        })
+    };
+    examples.iter().map(value).collect::<Result<_>>().map(Targets::Value)
+}
+
+fn label_of<'e>(example: &'e Example, file: &Path) -> Result<&'e str> {
+    let missing = || Error::at_line(file, example.line, "the row has no label; set data.label to the label column");
+    example.label.as_deref().ok_or_else(missing)
+}
+
+/// Whether a name such as `1.0` stands beside its plain form `1`.
+fn is_spelt_shorter(name: &str, names: &BTreeSet<String>) -> bool {
+    as_integer(name).is_some_and(|i| {
+        let plain = i.to_string();
+        plain != name && names.contains(&plain)
+    })
+}
+
+/// The integer that a name spells, as digits or as a float with nothing but zeros behind the point (`1`, `-2`, `3.0`).
+fn as_integer(name: &str) -> Option<i64> {
+    let digits = match name.split_once('.') {
+        Some((head, zeros)) if !zeros.is_empty() && zeros.bytes().all(|b| b == b'0') => head,
+        Some(_) => return None,
+        None => name,
+    };
+    digits.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(labels: &[&str]) -> Vec<Example> {
+        let example = |(i, label): (usize, &&str)| Example {
+            text: "t".into(),
+            text_pair: None,
+            label: Some((*label).to_owned()),
+            id: None,
+            row: i as u64 + 1,
+            line: i as u64 + 2,
+        };
+        labels.iter().enumerate().map(example).collect()
+    }
+
+    fn map(labels: &[&str], checkpoint: Option<&[&str]>) -> Result<LabelMap> {
+        let checkpoint: Option<Vec<String>> = checkpoint.map(|c| c.iter().map(|s| s.to_string()).collect());
+        LabelMap::from_examples(&rows(labels), checkpoint.as_deref(), Path::new("train.csv"))
+    }
+
+    #[test]
+    fn order_is_the_checkpoints_when_the_set_matches_else_sorted() {
+        assert_eq!(map(&["b", "a", "b"], None).unwrap().names(), ["a", "b"]);
+        assert_eq!(map(&["b", "a"], Some(&["b", "a"])).unwrap().names(), ["b", "a"]);
+        assert_eq!(map(&["b", "a"], Some(&["LABEL_0", "LABEL_1"])).unwrap().names(), ["a", "b"]);
+        // A subset is another set.
+        assert_eq!(map(&["b", "a"], Some(&["c", "b", "a"])).unwrap().names(), ["a", "b"]);
+        assert_eq!(map(&["0.0", "1.0"], Some(&["1", "0"])).unwrap().names(), ["1", "0"]);
+    }
+
+    #[test]
+    fn integers_are_sorted_numerically() {
+        assert_eq!(map(&["10", "9", "-1"], None).unwrap().names(), ["-1", "9", "10"]);
+        assert_eq!(map(&["10.0", "9.0"], None).unwrap().names(), ["9.0", "10.0"]);
+        assert_eq!(map(&["10", "9", "x"], None).unwrap().names(), ["10", "9", "x"]);
+    }
+
+    #[test]
+    fn an_integer_written_as_a_float_is_the_same_class() {
+        let labels = map(&["1", "1.0", "0"], None).unwrap();
+        assert_eq!(labels.names(), ["0", "1"]);
+        assert_eq!((labels.index("1.0"), labels.index("1.00"), labels.index("1.5")), (Some(1), Some(1), None));
+        // The exact name wins.
+        let labels = LabelMap::new(vec!["1".into(), "1.0".into()]).unwrap();
+        assert_eq!((labels.index("1"), labels.index("1.0")), (Some(0), Some(1)));
+        assert_eq!(map(&["1.", "2"], None).unwrap().index("1"), None);
+    }
+
+    #[test]
+    fn an_unknown_label_is_named_with_its_place_and_the_nearest() {
+        let labels = LabelMap::new(vec!["negative".into(), "positive".into()]).unwrap();
+        let rows = rows(&["positive", "postive"]);
+        assert_eq!(
+            labels.targets(&rows, Path::new("train.csv")).unwrap_err().to_string(),
+            "train.csv:3: label \"postive\" is not one of [negative, positive] (did you mean \"positive\"?); fix the row or set data.labels"
+        );
+        assert_eq!(labels.targets(&rows[..1], Path::new("t")).unwrap(), Targets::Class(vec![1]));
+    }
+
+    #[test]
+    fn lists_that_cannot_be_classes_are_errors() {
+        assert!(LabelMap::new(vec![]).is_err());
+        assert!(LabelMap::new(vec!["a".into(), "a".into()]).unwrap_err().to_string().contains("twice"));
+        assert!(map(&["a", "a"], None).unwrap_err().to_string().contains("at least two classes"));
+        assert_eq!(map(&["a", " "], None).unwrap_err().to_string().split(": ").next(), Some("train.csv:3"));
+        let mut none = rows(&["a", "b"]);
+        none[1].label = None;
+        assert!(LabelMap::from_examples(&none, None, Path::new("t")).unwrap_err().to_string().starts_with("t:3: "));
+    }
+
+    #[test]
+    fn regression_reads_finite_numbers() {
+        let file = Path::new("train.csv");
+        let values = value_targets(&rows(&["1", "-2.5", " 3e-1 "]), file).unwrap();
+        assert_eq!(values, Targets::Value(vec![1.0, -2.5, 0.3]));
+        for wrong in ["", "x", "nan", "inf", "1e99", "1,5"] {
+            let message = value_targets(&rows(&["1", wrong]), file).unwrap_err().to_string();
+            assert!(message.starts_with("train.csv:3: ") && message.contains("finite number"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! JSON lines: one object a line; columns are keys.
+
+use serde_json::{Map, Number, Value};
+
+use super::ReadOptions;
+use super::lines::Lines;
+use crate::data::config::Column;
+use crate::data::example::Example;
+use crate::data::{did_you_mean, listed};
+use crate::error::{Error, Result};
+
+/// Reads objects and takes the columns' keys out of them.
+pub(super) struct JsonLines {
+    lines: Lines,
+    text: String,
+    text_pair: Option<String>,
+    label: Option<String>,
+}
+
+impl JsonLines {
+    /// # Errors
+    /// When a column is an index: objects have keys only.
+    pub(super) fn new(lines: Lines, options: &ReadOptions) -> Result<Self> {
+        let key = |column: &Column, setting: &str| match column {
+            Column::Name(name) => Ok(name.clone()),
+            Column::Index(index) => Err(Error::in_file(
+                lines.file(),
+                format!("jsonl has keys, not columns by index; set {setting} to a key instead of {index}"),
+            )),
+        };
+        let text = key(&options.text, "data.text")?;
+        let text_pair = options.text_pair.as_ref().map(|c| key(c, "data.text_pair")).transpose()?;
+        let label = options.label.as_ref().map(|c| key(c, "data.label")).transpose()?;
+        Ok(Self { lines, text, text_pair, label })
+    }
+
+    pub(super) fn read(&mut self, row: u64) -> Result<Option<Example>> {
+        loop {
+            if !self.lines.advance()? {
+                return Ok(None);
+            }
+            if !self.lines.text().trim().is_empty() {
+                break;
+            }
+        }
+        let object = self.object()?;
+        let text = self.string(&object, &self.text, "data.text")?;
+        let text_pair = self.text_pair.as_ref().map(|k| self.string(&object, k, "data.text_pair")).transpose()?;
+        let label = self.label.as_ref().map(|k| self.scalar(&object, k)).transpose()?;
+        let id = object.get("id").cloned();
+        Ok(Some(Example { text, text_pair, label, id, row, line: self.lines.number() }))
+    }
+
+    fn object(&self) -> Result<Map<String, Value>> {
+        let text = self.lines.text().trim();
+        serde_json::from_str(text).map_err(|e| {
+            let hint = match (e.classify(), text.as_bytes().first()) {
+                (_, Some(b'[')) => "; jsonl holds one object a line, not an array",
+                (serde_json::error::Category::Eof, _) => "; jsonl holds a whole object on each line",
+                _ => "",
+            };
+            // serde_json's place is relative to this one line.
+            let full = e.to_string();
+            let reason = full.split(" at line ").next().unwrap_or(&full);
+            self.lines.error(format!("this is not a JSON object: {reason} (column {}){hint}", e.column()))
+        })
+    }
+
+    fn value<'o>(&self, object: &'o Map<String, Value>, key: &str, setting: &str) -> Result<&'o Value> {
+        object.get(key).ok_or_else(|| {
+            let keys = listed(object.keys().map(String::as_str).collect::<Vec<_>>().into_iter());
+            let meant = did_you_mean(key, object.keys().map(String::as_str));
+            self.lines.error(format!("there is no key \"{key}\" among {keys}{meant}; fix the row or set {setting}"))
+        })
+    }
+
+    fn string(&self, object: &Map<String, Value>, key: &str, setting: &str) -> Result<String> {
+        match self.value(object, key, setting)? {
+            Value::String(s) => Ok(s.clone()),
+            other => Err(self.lines.error(format!("\"{key}\" is {}, expected a string; fix the row", kind_of(other)))),
+        }
+    }
+
+    fn scalar(&self, object: &Map<String, Value>, key: &str) -> Result<String> {
+        match self.value(object, key, "data.label")? {
+            Value::String(s) => Ok(s.clone()),
+            Value::Bool(b) => Ok(b.to_string()),
+            Value::Number(n) => Ok(canonical(n)),
+            other => Err(self.lines.error(format!(
+                "label \"{key}\" is {}, expected a string, number or boolean; fix the row",
+                kind_of(other)
+            ))),
+        }
+    }
+}
+
+/// Integers, also when written `1.0` or `1e0`, become plain digits; other numbers their shortest form.
+fn canonical(number: &Number) -> String {
+    match number.as_f64() {
+        // Below 2^53 every integer is exact, so the cast loses nothing.
+        Some(f) if !number.is_i64() && !number.is_u64() && f.fract() == 0.0 && f.abs() < 9e15 => (f as i64).to_string(),
+        _ => number.to_string(),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
