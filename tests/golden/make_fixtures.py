@@ -236,14 +236,17 @@ def make_curve(name, kind, model, rows, folder, keep_weights):
     start, end, end64 = (dict(m.named_parameters()) for m in (model, trained, trained64))
     updates = {n: dict(update_norm=(end[n] - start[n]).norm().item(), update_sum=(end[n] - start[n]).double().sum().item(),
                        f32_error=distance(end[n] - start[n], end64[n] - start[n])) for n in sorted(end)}
-    write_json(folder / f"curve_{kind}.json", dict(
+    result = dict(
         optimizer=dict(name="adamw", betas=[0.9, 0.999], eps=1e-8, weight_decay=WEIGHT_DECAY, learning_rate=LEARNING_RATE,
                        warmup_steps=WARMUP, max_steps=STEPS, max_grad_norm=clip, **curve),
         f32_error=dict(loss=max(abs(a["loss"] - b["loss"]) for a, b in zip(history, history64)),
                        grad_norm=max(abs(a["grad_norm"] / b["grad_norm"] - 1) for a, b in zip(history, history64))),
-        steps=history, updates=updates))
+        steps=history)
     if keep_weights:
         save_tensors(folder / f"curve_{kind}.safetensors", end)
+    else:
+        result["updates"] = updates
+    write_json(folder / f"curve_{kind}.json", result)
     print(f"{name} {kind}: loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}, clipped {clipped}/{STEPS}")
 
 
@@ -311,7 +314,8 @@ def make_old_names(model, rows):
 def main():
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    shutil.rmtree(ROOT, ignore_errors=True)
+    for name in [*CASES, "old_names"]:
+        shutil.rmtree(ROOT / name, ignore_errors=True)
     models = {name: make_case(name, case) for name, case in CASES.items()}
     make_old_names(*models["classification"])
     size = sum(f.stat().st_size for f in ROOT.rglob("*") if f.is_file())
