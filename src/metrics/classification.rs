@@ -225,7 +225,7 @@ impl fmt::Display for Tables<'_> {
         for i in 0..heads.len() {
             write!(f, "{i:>column$}")?;
         }
-        for (head, row) in heads.iter().zip(self.report.confusion.chunks(heads.len())) {
+        for (head, row) in heads.iter().zip(self.report.confusion.chunks(heads.len().max(1))) {
             write!(f, "\n{head}")?;
             for n in row {
                 write!(f, "{n:>column$}")?;
@@ -312,5 +312,6 @@ confusion matrix (row: true class, column: predicted class)
         let widths: Vec<usize> = text.lines().map(|l| l.chars().count()).collect();
         assert!(widths.iter().all(|w| *w == widths[0]), "{text}");
         assert_eq!(shorten(&"b".repeat(32)), "b".repeat(32));
+        assert!(Confusion::new(0).report().tables(&[]).to_string().contains("support"));
     }
 }
