@@ -1,5 +1,11 @@
 //! Scores of predictions against labels; one file a family. Nothing here knows a model.
 
+pub mod classification;
+pub mod gate;
+pub mod regression;
+
+pub use gate::Gate;
+
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 /// Named scores in the order they are shown. A score that is not defined is NaN (`null` in JSON).
@@ -10,6 +16,12 @@ impl Metrics {
     /// Appends a score.
     pub fn push(&mut self, name: impl Into<String>, value: f64) {
         self.0.push((name.into(), value));
+    }
+
+    /// Puts the loss, which the caller has summed, before the scores.
+    pub fn with_loss(mut self, loss: f64) -> Self {
+        self.0.insert(0, ("loss".into(), loss));
+        self
     }
 
     /// The score of that name.
@@ -25,5 +37,65 @@ impl Serialize for Metrics {
             m.serialize_entry(k, v)?;
         }
         m.end()
+    }
+}
+
+/// The families of metrics, as far as their names depend on the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Single-label classification; two classes also have `precision`, `recall` and `f1` of the class with index 1.
+    Classification {
+        classes: usize,
+    },
+    Regression,
+}
+
+/// Names of all scores of an evaluation, `loss` first, in the order in which they are shown.
+pub fn names(family: Family) -> Vec<&'static str> {
+    let scores = match family {
+        Family::Classification { classes } => classification::names(classes),
+        Family::Regression => &regression::NAMES,
+    };
+    std::iter::once("loss").chain(scores.iter().copied()).collect()
+}
+
+/// Whether more of this metric is better: true but for losses and errors.
+pub fn greater_is_better(name: &str) -> bool {
+    !matches!(name, "loss" | "mse" | "mae" | "perplexity")
+}
+
+/// The name that `wrong` was most likely meant to be, if one is close.
+pub fn nearest<'a>(wrong: &str, names: &[&'a str]) -> Option<&'a str> {
+    let similar = |name: &str| strsim::jaro_winkler(&wrong.to_lowercase(), name);
+    let best = names.iter().copied().max_by(|a, b| similar(a).total_cmp(&similar(b)))?;
+    (similar(best) > 0.8).then_some(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_begin_with_loss_and_match_the_scores() {
+        let report = classification::score(&[0, 1], &[1, 1], 2).unwrap().metrics.with_loss(0.5);
+        let got: Vec<&str> = report.0.iter().map(|(n, _)| n.as_str()).collect();
+        assert_eq!(got, names(Family::Classification { classes: 2 }));
+        let report = regression::score(&[0.0, 1.0], &[1.0, 3.0]).unwrap().with_loss(2.0);
+        let got: Vec<&str> = report.0.iter().map(|(n, _)| n.as_str()).collect();
+        assert_eq!(got, names(Family::Regression));
+    }
+
+    #[test]
+    fn an_undefined_score_is_null_in_json() {
+        let metrics = Metrics(vec![("b".into(), 0.25), ("a".into(), f64::NAN)]);
+        assert_eq!(serde_json::to_string(&metrics).unwrap(), r#"{"b":0.25,"a":null}"#);
+    }
+
+    #[test]
+    fn nearest_names() {
+        let all = names(Family::Classification { classes: 3 });
+        assert_eq!(nearest("Acuracy", &all), Some("accuracy"));
+        assert_eq!(nearest("macrof1", &all), Some("macro_f1"));
+        assert_eq!(nearest("bleu", &all), None);
     }
 }

@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Scores by scikit-learn and scipy for the tests of `bertft::metrics`: writes fixtures/metrics.json.
+
+Run by hand. Deterministic. The calls below are the ones that the
+metrics are documented to equal: no `labels=`, `zero_division=0`.
+"""
+import json
+import math
+import platform
+import warnings
+from pathlib import Path
+
+import numpy as np
+import scipy
+import sklearn
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_recall_fscore_support,
+    precision_score,
+    r2_score,
+    recall_score,
+)
+
+warnings.filterwarnings("ignore")
+OUT = Path(__file__).resolve().parent / "fixtures" / "metrics.json"
+
+
+def number(x):
+    return None if math.isnan(x) else float(x)
+
+
+def classification(name, truth, predicted, classes):
+    scores = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    call = lambda f, average: number(f(truth, predicted, average=average, zero_division=0))
+    metrics = {"accuracy": number(accuracy_score(truth, predicted))}
+    if classes == 2:
+        metrics |= {n: call(f, "binary") for n, f in scores.items()}
+    metrics |= {f"macro_{n}": call(f, "macro") for n, f in scores.items()}
+    metrics["micro_f1"] = call(f1_score, "micro")
+    metrics |= {f"weighted_{n}": call(f, "weighted") for n, f in scores.items()}
+    metrics["mcc"] = number(matthews_corrcoef(truth, predicted))
+    per_class = zip(*precision_recall_fscore_support(truth, predicted, labels=range(classes), zero_division=0))
+    return dict(name=name, classes=classes, truth=list(map(int, truth)), predicted=list(map(int, predicted)),
+                metrics=metrics, confusion=confusion_matrix(truth, predicted, labels=range(classes)).ravel().tolist(),
+                per_class=[dict(precision=float(p), recall=float(r), f1=float(f), support=int(s))
+                           for p, r, f, s in per_class])
+
+
+def regression(name, truth, predicted):
+    # 1/64 steps (short in JSON), but for constants: 0.1 repeated is what a rounding mean gets wrong.
+    short = lambda v: v if np.ptp(v) == 0 else np.round(np.asarray(v) * 64) / 64
+    truth, predicted = np.asarray(short(truth), np.float32), np.asarray(short(predicted), np.float32)
+    t, p = truth.astype(np.float64), predicted.astype(np.float64)
+    metrics = dict(pearson=number(pearsonr(p, t)[0]), spearman=number(spearmanr(p, t)[0]),
+                   mse=float(mean_squared_error(t, p)), mae=float(mean_absolute_error(t, p)), r2=float(r2_score(t, p)))
+    return dict(name=name, truth=t.tolist(), predicted=p.tolist(), metrics=metrics)
+
+
+def noisy(rng, truth, classes, wrong):
+    return np.where(rng.random(len(truth)) < wrong, rng.integers(0, classes, len(truth)), truth)
+
+
+def main():
+    rng = np.random.default_rng(5)
+    binary = (rng.random(40) < 0.3).astype(int)
+    seven = rng.choice(7, 100, p=[0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02])
+    unpredicted = noisy(rng, seven, 7, 0.3)
+    unpredicted[unpredicted == 2] = 0
+    untrue = np.where(seven == 3, 1, seven)
+    absent = np.where(seven == 5, 6, seven)  # class 5 in neither
+    x = rng.normal(size=40)
+    ties = rng.integers(0, 6, 40) / 2
+    cases = dict(
+        versions=dict(python=platform.python_version(), sklearn=sklearn.__version__, scipy=scipy.__version__),
+        classification=[
+            classification("binary", binary, noisy(rng, binary, 2, 0.4), 2),
+            classification("binary, perfect", binary, binary, 2),
+            classification("binary, all wrong", binary, 1 - binary, 2),
+            classification("binary, never predicted positive", binary, np.zeros(40, int), 2),
+            classification("binary, no positive row", np.zeros(9, int), [0, 1, 0, 0, 1, 0, 0, 0, 0], 2),
+            classification("binary, positive class absent", np.zeros(9, int), np.zeros(9, int), 2),
+            classification("binary, negative class absent", np.ones(9, int), np.ones(9, int), 2),
+            classification("seven classes", seven, noisy(rng, seven, 7, 0.4), 7),
+            classification("class never predicted", seven, unpredicted, 7),
+            classification("class never true", untrue, noisy(rng, seven, 7, 0.3), 7),
+            classification("class in neither", absent, np.where(noisy(rng, absent, 7, 0.3) == 5, 0, absent), 7),
+            classification("three classes, one predicted", rng.integers(0, 3, 40), np.ones(40, int), 3),
+            classification("single class", np.zeros(5, int), np.zeros(5, int), 1),
+            classification("one row, wrong", [2], [0], 3),
+        ],
+        regression=[
+            regression("plain", x, 0.7 * x + rng.normal(size=40) * 0.5 + 0.1),
+            regression("ties", ties, np.round(ties + rng.normal(size=40))),
+            regression("far from zero", 1000 + x, 1000 + x * 0.9 + rng.normal(size=40) * 0.1),
+            regression("inverse", x, -x),
+            regression("exact", x, x),
+            regression("two rows", [1, 2], [3, 5]),
+            regression("constant prediction", x, np.full(40, 0.1)),
+            regression("constant truth", np.full(7, 0.1), x[:7]),
+            regression("constant and exact", np.full(7, 0.1), np.full(7, 0.1)),
+        ],
+    )
+    line = lambda cases: "[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]"
+    text = ",\n".join(f'"{k}": ' + (line(v) if isinstance(v, list) else json.dumps(v)) for k, v in cases.items())
+    OUT.write_text("{\n" + text + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+//! Metrics against scikit-learn and scipy (`golden/make_metrics.py`).
+
+use bertft::metrics::{Family, Metrics, classification, names, regression};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+const TOLERANCE: f64 = 1e-9;
+
+#[derive(Deserialize)]
+struct Fixture {
+    classification: Vec<Classification>,
+    regression: Vec<Regression>,
+}
+
+#[derive(Deserialize)]
+struct Classification {
+    name: String,
+    classes: usize,
+    truth: Vec<u32>,
+    predicted: Vec<u32>,
+    metrics: Map<String, Value>,
+    confusion: Vec<u64>,
+    per_class: Vec<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct Regression {
+    name: String,
+    truth: Vec<f32>,
+    predicted: Vec<f32>,
+    metrics: Map<String, Value>,
+}
+
+fn fixture() -> Fixture {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/fixtures/metrics.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn assert_close(got: f64, expected: &Value, what: &str) {
+    match expected.as_f64() {
+        Some(e) => assert!((got - e).abs() <= TOLERANCE * e.abs().max(1.0), "{what}: {got}, expected {e}"),
+        None => assert!(expected.is_null() && got.is_nan(), "{what}: {got}, expected NaN"),
+    }
+}
+
+/// Same names in the same order, and the same values.
+fn assert_metrics(got: &Metrics, expected: &Map<String, Value>, family: Family, case: &str) {
+    let listed: Vec<&str> = expected.keys().map(String::as_str).collect();
+    assert_eq!(got.0.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), listed, "{case}");
+    assert_eq!(names(family)[1..], listed, "{case}");
+    for (name, value) in &got.0 {
+        assert_close(*value, &expected[name], &format!("{case}: {name}"));
+    }
+}
+
+#[test]
+fn classification_equals_scikit_learn() {
+    let cases = fixture().classification;
+    assert!(cases.len() >= 14);
+    for c in cases {
+        let report = classification::score(&c.predicted, &c.truth, c.classes).unwrap();
+        assert_metrics(&report.metrics, &c.metrics, Family::Classification { classes: c.classes }, &c.name);
+        assert_eq!(report.confusion, c.confusion, "{}", c.name);
+        assert_eq!(report.per_class.len(), c.classes);
+        for (i, (got, expected)) in report.per_class.iter().zip(&c.per_class).enumerate() {
+            for (name, value) in [("precision", got.precision), ("recall", got.recall), ("f1", got.f1)] {
+                assert_close(value, &expected[name], &format!("{}: class {i} {name}", c.name));
+            }
+            assert_eq!(expected["support"], got.support);
+        }
+    }
+}
+
+#[test]
+fn rows_added_one_by_one_score_the_same() {
+    for c in fixture().classification {
+        let mut confusion = classification::Confusion::new(c.classes);
+        // In another order: the scores must not depend on it.
+        for (&t, &p) in c.truth.iter().zip(&c.predicted).rev() {
+            confusion.add(t, p).unwrap();
+        }
+        assert_eq!(confusion.report(), classification::score(&c.predicted, &c.truth, c.classes).unwrap());
+    }
+}
+
+#[test]
+fn regression_equals_scipy_and_scikit_learn() {
+    let cases = fixture().regression;
+    assert!(cases.len() >= 9);
+    for c in cases {
+        let got = regression::score(&c.predicted, &c.truth).unwrap();
+        assert_metrics(&got, &c.metrics, Family::Regression, &c.name);
+    }
+}
