@@ -1,5 +1,7 @@
 //! bertft fine-tunes BERT-family encoders.
+pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod metrics;
 pub mod train;
