@@ -82,7 +82,11 @@ impl RunConfig {
         toml::to_string(&whole).map_err(|e| Error::input(format!("the config cannot be written as TOML: {e}")))
     }
 
-    fn with_absolute_inputs(&self) -> Result<Self> {
+    /// The config with absolute paths of inputs.
+    ///
+    /// # Errors
+    /// As [`Self::to_toml`].
+    pub fn with_absolute_inputs(&self) -> Result<Self> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
         let mut config = self.clone();
         config.model.path = utf8(absolute(Path::new(&self.model.path))?)?;

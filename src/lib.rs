@@ -1,4 +1,5 @@
 //! bertft fine-tunes BERT-family encoders.
+pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;

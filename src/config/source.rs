@@ -74,9 +74,8 @@ impl Texts {
 }
 
 fn split(pair: &str) -> Result<(&str, &str)> {
-    let wrong = || {
-        Error::input(format!("--set {pair}: expected key=value with the key's whole path, such as train.epochs=3"))
-    };
+    let wrong =
+        || Error::input(format!("--set {pair}: expected key=value with the key's whole path, such as train.epochs=3"));
     let (key, value) = pair.split_once('=').ok_or_else(wrong)?;
     let (key, value) = (key.trim(), value.trim());
     if key.split('.').count() < 2 || key.split('.').any(str::is_empty) {
@@ -172,7 +171,11 @@ impl<'t> Source<'t> {
             None => self.texts.text.get(span.clone()).unwrap_or(""),
         };
         let line = text.lines().next().unwrap_or("");
-        if line.chars().count() > 60 { format!("{}…", line.chars().take(60).collect::<String>()) } else { line.into() }
+        if line.chars().count() > 60 {
+            format!("{}…", line.chars().take(60).collect::<String>())
+        } else {
+            line.into()
+        }
     }
 
     /// Turns the error of `serde` or `toml` into one with the place, what was found, and what was expected.

@@ -134,14 +134,10 @@ impl<'de> Deserialize<'de> for Column {
                 if v.is_empty() { Err(E::invalid_length(0, &self)) } else { Ok(Column::Name(v.into())) }
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Column, E> {
-                usize::try_from(v)
-                    .map(Column::Index)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(v), &self))
+                usize::try_from(v).map(Column::Index).map_err(|_| E::invalid_value(de::Unexpected::Signed(v), &self))
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Column, E> {
-                usize::try_from(v)
-                    .map(Column::Index)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &self))
+                usize::try_from(v).map(Column::Index).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &self))
             }
         }
         d.deserialize_any(AnyColumn)
@@ -341,7 +337,8 @@ impl DataConfig {
                     return Err(Invalid::new(key, message));
                 }
                 Column::Index(_) if let Some((_, path)) = jsonl => {
-                    let message = format!("is {column}, expected a name: {} is jsonl, its columns are keys", path.display());
+                    let message =
+                        format!("is {column}, expected a name: {} is jsonl, its columns are keys", path.display());
                     return Err(Invalid::new(key, message));
                 }
                 _ => {}
