@@ -1,5 +1,8 @@
 //! bertft fine-tunes BERT-family encoders.
+pub mod cli;
+pub mod config;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod metrics;
 pub mod nn;

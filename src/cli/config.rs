@@ -1,0 +1,132 @@
+//! `bertft config`: templates, the resolved config, and checks without training.
+
+use super::ui::Ui;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Write, show and check config files
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Write a commented config for a task, to fill in
+    #[command(after_long_help = "Examples:
+  Start a text classifier:
+    bertft config init --task classification --output cls.toml
+  See what a config for sentence pairs looks like:
+    bertft config init --task pair")]
+    Init {
+        /// classification, pair (classification of two texts) or regression
+        #[arg(long, value_name = "TASK")]
+        task: Template,
+        /// The file to write; it must not exist [default: standard output]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Print the resolved config: defaults, file and --set together
+    #[command(after_long_help = "Examples:
+  See all values of a run:
+    bertft config show --config cls.toml
+  See what an override does:
+    bertft config show --config cls.toml --set train.epochs=5")]
+    Show(FileArgs),
+    /// Check a config without training: keys, types, values, and that its inputs exist
+    #[command(after_long_help = "Examples:
+  Check before a long run:
+    bertft config validate --config cls.toml
+  Check in a script, which reads the error's file and line:
+    bertft config validate --config cls.toml --json")]
+    Validate(FileArgs),
+    /// Print the JSON Schema of the config (not in this version)
+    Schema,
+}
+
+#[derive(Debug, Args)]
+struct FileArgs {
+    /// The config file
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+    /// Override a config value, such as train.epochs=5; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// What `config init` writes.
+#[derive(Debug, Clone, Copy)]
+struct Template(&'static str);
+
+impl FromStr for Template {
+    type Err = String;
+
+    fn from_str(task: &str) -> Result<Self, String> {
+        match task {
+            "classification" => Ok(Self(include_str!("../../configs/classification.toml"))),
+            "pair" => Ok(Self(include_str!("../../configs/pair.toml"))),
+            "regression" => Ok(Self(include_str!("../../configs/regression.toml"))),
+            "multilabel" | "tokens" | "span" | "mlm" | "choice" | "embedding" => {
+                Err("this task is not in this version; it has classification, pair and regression".into())
+            }
+            _ => Err("expected classification, pair or regression".into()),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &ConfigArgs, ui: &mut Ui) -> Result<()> {
+    match &args.command {
+        ConfigCommand::Init { task, output } => init(task.0, output.as_deref(), ui),
+        ConfigCommand::Show(file) => show(file, ui),
+        ConfigCommand::Validate(file) => validate(file, ui),
+        ConfigCommand::Schema => Err(Error::input("config schema is not in this version; see bertft config init")),
+    }
+}
+
+fn init(template: &str, output: Option<&Path>, ui: &mut Ui) -> Result<()> {
+    let Some(path) = output else {
+        return if ui.is_json() {
+            ui.out_json(&json!({"event": "config_template", "toml": template}))
+        } else {
+            ui.out(template)
+        };
+    };
+    let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(|e| match e.kind() {
+        ErrorKind::AlreadyExists => Error::in_file(path, "exists; remove it or give another --output"),
+        _ => Error::io(path, e),
+    })?;
+    file.write_all(template.as_bytes()).map_err(|e| Error::io(path, e))?;
+    if ui.is_json() {
+        return ui.out_json(&json!({"event": "save", "path": path.display().to_string()}));
+    }
+    let path = path.display();
+    ui.note(&format!("wrote {path}; fill in the paths, then: bertft config validate --config {path}"));
+    Ok(())
+}
+
+fn show(args: &FileArgs, ui: &mut Ui) -> Result<()> {
+    let config = RunConfig::load(&args.config, &args.set)?;
+    if ui.is_json() {
+        ui.out_json(&json!({"event": "config", "config": config.with_absolute_inputs()?}))
+    } else {
+        ui.out(&config.to_toml()?)
+    }
+}
+
+fn validate(args: &FileArgs, ui: &mut Ui) -> Result<()> {
+    RunConfig::load_for_run(&args.config, &args.set, None)?;
+    let file = args.config.display();
+    if ui.is_json() {
+        ui.out_json(&json!({"event": "valid", "file": file.to_string()}))
+    } else {
+        ui.out(&format!("{file}: valid"))
+    }
+}

@@ -1,0 +1,152 @@
+//! The commands: one file each, from arguments over the library to output.
+
+pub mod config;
+pub mod eval;
+pub mod info;
+pub mod predict;
+pub mod train;
+pub mod ui;
+
+use crate::data::config::{Column, Format};
+use crate::device;
+use crate::error::{Error, Result};
+use crate::train::config::Precision;
+use crate::train::log::{Event, Reporter};
+use candle_core::Device;
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+use ui::Ui;
+
+/// Fine-tune BERT encoders: text classification, sentence pairs and regression, from one binary.
+#[derive(Debug, Parser)]
+#[command(name = "bertft", version, propagate_version = true)]
+#[command(after_help = "Start:
+  bertft config init --task classification --output cls.toml
+  bertft train --config cls.toml
+  bertft predict --model runs/cls reviews.csv
+
+Exit codes: 0 done, 1 the run failed, 2 bad usage, config or input, 3 a quality gate was not met,
+4 interrupted with a checkpoint to resume, 130 interrupted with nothing to resume.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub globals: Globals,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command has.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, global = true, value_name = "DEVICE", env = "BERTFT_DEVICE", default_value = "auto")]
+    #[arg(value_parser = device_name)]
+    pub device: String,
+    /// CPU threads [default: RAYON_NUM_THREADS, else as many as the machine offers]
+    #[arg(long, global = true, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    threads: Option<usize>,
+    /// Write JSON objects, one a line, to standard output and nothing else
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show only results and errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+impl Globals {
+    /// The device to compute on.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when this build does not have it.
+    pub fn device(&self) -> Result<Device> {
+        device::parse(&self.device)
+    }
+
+    /// How many threads compute.
+    pub fn threads(&self) -> usize {
+        let from_env = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok().filter(|n| *n > 0);
+        let offered = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.or_else(from_env).unwrap_or_else(offered)
+    }
+}
+
+fn device_name(name: &str) -> Result<String, String> {
+    if device::is_name(name) { Ok(name.into()) } else { Err("expected auto, cpu, cuda or cuda:N".into()) }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Train(train::TrainArgs),
+    Eval(eval::EvalArgs),
+    Predict(predict::PredictArgs),
+    Config(config::ConfigArgs),
+    Info(info::InfoArgs),
+}
+
+/// How `eval` and `predict` read rows. What is not given comes from the model's `bertft.json`.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Input options")]
+pub struct InputArgs {
+    /// Rows of one forward pass [default: 32]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub batch_size: Option<usize>,
+    /// Longest row in tokens; longer rows lose text [default: as in training, else 128]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(3..=1_000_000))]
+    pub max_length: Option<usize>,
+    /// Number format of the matrix products: f32
+    #[arg(long, value_name = "FORMAT")]
+    pub precision: Option<Precision>,
+    /// Column of the text: name or 0-based index [default: as in training, else text]
+    #[arg(long, value_name = "COLUMN")]
+    pub text: Option<Column>,
+    /// Column of the second text of a pair [default: as in training]
+    #[arg(long, value_name = "COLUMN")]
+    pub text_pair: Option<Column>,
+    /// How the file is written: csv, tsv or jsonl [default: by its extension]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// The first row is data, and columns are given by index
+    #[arg(long)]
+    pub no_header: bool,
+}
+
+/// The command line; `Err` holds the exit code when there is nothing to run: help was shown, or the usage is wrong.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|e| {
+        // The arguments could not be parsed, so the flag is looked for by hand.
+        if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
+            let text = e.render().to_string();
+            let message = text.split("\n\nUsage:").next().unwrap_or(&text);
+            let message = message.trim().trim_start_matches("error: ").to_owned();
+            Ui::new(true, false).event(&Event::Error { code: 2, message, file: None, line: None });
+        } else if let Err(e) = e.print() {
+            // The reader went away.
+            drop(e);
+        }
+        ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+    })
+}
+
+/// Runs the command.
+pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
+    start_threads(cli.globals.threads())?;
+    match &cli.command {
+        Command::Train(args) => train::run(args, &cli.globals, ui),
+        Command::Eval(args) => eval::run(args, &cli.globals, ui),
+        Command::Predict(args) => predict::run(args, &cli.globals, ui),
+        Command::Config(args) => config::run(args, ui),
+        Command::Info(args) => info::run(args, &cli.globals, ui),
+    }
+}
+
+/// Makes one pool of `threads` for everything. `gemm`, called by candle, runs in rayon's global pool but splits its
+/// work by candle's own count, which is read from these variables at each product (default: physical cores).
+fn start_threads(threads: usize) -> Result<()> {
+    for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+        // SAFETY: the program has a single thread until the pool below is built.
+        unsafe { std::env::set_var(name, threads.to_string()) };
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build_global().map_err(|e| Error::Failed(format!("{threads} threads cannot be started: {e}")))
+}

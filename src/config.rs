@@ -1,0 +1,203 @@
+//! The run's configuration: composes the structs that the modules own, from a TOML file and arguments over it.
+//!
+//! Precedence is defaults, file, `--set`, flags. Every error names its place: file and line, or the argument.
+
+mod source;
+
+use crate::data::config::{DataConfig, EvalSource, Invalid, TaskKind};
+use crate::error::{Error, Result};
+use crate::train::config::TrainConfig;
+use serde::{Deserialize, Serialize};
+use source::{Source, Texts};
+use std::path::{Path, PathBuf};
+
+/// Everything that a training run is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    pub model: ModelConfig,
+    pub task: TaskConfig,
+    pub data: DataConfig,
+    #[serde(default)]
+    pub train: TrainConfig,
+    pub output: OutputConfig,
+}
+
+/// The `[model]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A Hugging Face model directory. (A hub id, later.)
+    pub path: String,
+    /// The commit or branch of a hub id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+}
+
+/// The `[task]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskConfig {
+    pub kind: TaskKind,
+}
+
+/// The `[output]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputConfig {
+    /// The run directory, relative to the working directory.
+    pub dir: PathBuf,
+}
+
+impl RunConfig {
+    /// Reads `file`, with the `key=value` arguments of `set` over it. Paths in the result can be opened from the
+    /// working directory, whichever way they were given; whether they exist is not asked, except for `model.path`,
+    /// where it tells a directory from a hub id.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when `file` cannot be read; [`Error::Input`] with its line, or naming the `--set` argument, for
+    /// bad TOML and for any wrong key, type, value or range.
+    pub fn load(file: &Path, set: &[String]) -> Result<Self> {
+        let texts = Texts::read(file, set, None)?;
+        let source = Source::parse(&texts)?;
+        Self::from_source(&source, file)
+    }
+
+    /// As [`Self::load`], for what a run needs: `output` goes over `output.dir`, and every input must exist.
+    pub fn load_for_run(file: &Path, set: &[String], output: Option<&Path>) -> Result<Self> {
+        let texts = Texts::read(file, set, output)?;
+        let source = Source::parse(&texts)?;
+        let config = Self::from_source(&source, file)?;
+        config.check_inputs_exist().map_err(|invalid| source.invalid(&invalid))?;
+        Ok(config)
+    }
+
+    /// The config as TOML that reads as an equal config from any place under the same working directory: the paths of
+    /// inputs are absolute.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the working directory's name is not UTF-8, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String> {
+        let whole = self.with_absolute_inputs()?;
+        toml::to_string(&whole).map_err(|e| Error::input(format!("the config cannot be written as TOML: {e}")))
+    }
+
+    /// The config with absolute paths of inputs.
+    ///
+    /// # Errors
+    /// As [`Self::to_toml`].
+    pub fn with_absolute_inputs(&self) -> Result<Self> {
+        let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
+        let mut config = self.clone();
+        config.model.path = utf8(absolute(Path::new(&self.model.path))?)?;
+        config.data.train = absolute(&self.data.train)?;
+        if let Some(EvalSource::File(path)) = &mut config.data.eval {
+            *path = absolute(path)?;
+        }
+        if let Some(path) = &mut config.data.test {
+            *path = absolute(path)?;
+        }
+        Ok(config)
+    }
+
+    fn from_source(source: &Source, file: &Path) -> Result<Self> {
+        let mut config: Self = source.deserialize()?;
+        config.check().map_err(|invalid| source.invalid(&invalid))?;
+        config.resolve_paths(source, file)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), Invalid> {
+        if self.model.path.is_empty() {
+            return Err(Invalid::new("model.path", "is empty, expected a model directory"));
+        }
+        if self.output.dir.as_os_str().is_empty() {
+            return Err(Invalid::new("output.dir", "is empty, expected a directory to write"));
+        }
+        self.data.check(self.task.kind)?;
+        self.train.check(self.task.kind, self.data.eval.is_some())
+    }
+
+    fn resolve_paths(&mut self, source: &Source, file: &Path) -> Result<()> {
+        let here = std::env::current_dir().map_err(|e| Error::io(".", e))?;
+        let config_dir = here.join(file.parent().unwrap_or(Path::new("")));
+        let base = |key: &str| if source.is_argument(key) { &here } else { &config_dir };
+        self.resolve_model(base("model.path"), &here).map_err(|invalid| source.invalid(&invalid))?;
+        let data = &mut self.data;
+        data.train = locate(base("data.train"), &data.train, &here);
+        if let Some(EvalSource::File(path)) = &mut data.eval {
+            *path = locate(base("data.eval"), path, &here);
+        }
+        if let Some(path) = &mut data.test {
+            *path = locate(base("data.test"), path, &here);
+        }
+        Ok(())
+    }
+
+    fn resolve_model(&mut self, base: &Path, here: &Path) -> Result<(), Invalid> {
+        let path = self.model.path.as_str();
+        let says_directory = path.starts_with(['/', '.']) || Path::new(path).is_absolute();
+        if !says_directory && !base.join(path).is_dir() {
+            let message = format!(
+                "is \"{path}\": there is no directory {}, and hub download is not in this version; give a directory",
+                base.join(path).display()
+            );
+            return Err(Invalid::new("model.path", message));
+        }
+        if self.model.revision.is_some() {
+            let message = "is set, but model.path is a directory, which has no revisions; remove the key";
+            return Err(Invalid::new("model.revision", message));
+        }
+        let resolved = locate(base, Path::new(path), here);
+        self.model.path = utf8(resolved).map_err(|e| Invalid::new("model.path", e.to_string()))?;
+        Ok(())
+    }
+
+    fn check_inputs_exist(&self) -> Result<(), Invalid> {
+        let model = Path::new(&self.model.path);
+        if !model.is_dir() {
+            let message = format!("is {}, which is not a directory; give a model directory", model.display());
+            return Err(Invalid::new("model.path", message));
+        }
+        if !model.join("config.json").is_file() {
+            let message =
+                format!("is {}, which has no config.json; give a Hugging Face model directory", model.display());
+            return Err(Invalid::new("model.path", message));
+        }
+        for (key, path) in self.data.files() {
+            match std::fs::metadata(path) {
+                Ok(found) if found.is_dir() => {
+                    return Err(Invalid::new(key, format!("is {}, a directory, expected a file", path.display())));
+                }
+                Ok(_) => {}
+                Err(e) => return Err(Invalid::new(key, format!("is {}, which cannot be read: {e}", path.display()))),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn utf8(path: PathBuf) -> Result<String> {
+    path.into_os_string()
+        .into_string()
+        .map_err(|path| Error::input(format!("the path {} is not UTF-8; move it", path.display())))
+}
+
+/// `path` seen from `base`, as short as it can be written from `here`, the working directory. Of links only the
+/// directories are followed: a file's own name may carry the extension that tells its format.
+fn locate(base: &Path, path: &Path, here: &Path) -> PathBuf {
+    let whole = base.join(path);
+    let resolved = match (whole.parent(), whole.file_name()) {
+        (Some(dir), Some(name)) => dir.canonicalize().map(|dir| dir.join(name)),
+        _ => whole.canonicalize(),
+    };
+    let resolved = resolved.unwrap_or(whole);
+    match resolved.strip_prefix(here) {
+        Ok(rest) if rest.as_os_str().is_empty() => PathBuf::from("."),
+        Ok(rest) => rest.to_path_buf(),
+        Err(_) => resolved,
+    }
+}
+
+#[cfg(test)]
+mod tests;

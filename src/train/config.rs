@@ -1,0 +1,324 @@
+//! The `[train]` table: names and defaults of `transformers.TrainingArguments` where it has them.
+
+use crate::data::config::{Invalid, TaskKind, did_you_mean};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::str::FromStr;
+
+/// How the learning rate moves over a run, after the warmup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduler {
+    /// Straight down to 0 at the last step.
+    Linear,
+    /// Half a cosine down to 0 at the last step.
+    Cosine,
+    /// The learning rate from first to last step; no warmup.
+    Constant,
+    /// Warmup, then the learning rate.
+    ConstantWithWarmup,
+}
+
+/// The number format of the matrix products. Master weights, softmax, norms and loss are f32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+impl Precision {
+    /// The name in config files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// From a command-line argument.
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "f32" => Ok(Self::F32),
+            "bf16" => Err("bf16 is not in this version; use f32".into()),
+            _ => Err("expected f32".into()),
+        }
+    }
+}
+
+/// The `[train]` table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Passes over the training rows; may be a fraction. Default 3.
+    pub epochs: f64,
+    /// Optimizer steps of the run; wins over `epochs`. Default: from `epochs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_steps: Option<u64>,
+    /// Rows of one forward pass in training. Default 8.
+    pub batch_size: usize,
+    /// Rows of one forward pass in evaluation. Default 32.
+    pub eval_batch_size: usize,
+    /// Peak learning rate. Default 5e-5.
+    pub learning_rate: f64,
+    /// AdamW's decay; biases and norms have none. Default 0.
+    pub weight_decay: f64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_epsilon: f64,
+    /// The norm that gradients are clipped to; 0 turns clipping off. Default 1.
+    pub max_grad_norm: f64,
+    /// Default linear.
+    pub lr_scheduler_type: Scheduler,
+    /// Share of all steps with a rising learning rate. Default 0.
+    pub warmup_ratio: f64,
+    /// Steps with a rising learning rate; unless 0, wins over `warmup_ratio`. Default 0.
+    pub warmup_steps: u64,
+    /// Batches to one optimizer step. Default 1.
+    pub gradient_accumulation_steps: usize,
+    /// Share of each target spread over all labels, in [0, 1). Default 0.
+    pub label_smoothing_factor: f64,
+    /// Seed of shuffling, dropout, new weights and the split of `data.eval`. Default 42.
+    pub seed: u64,
+    /// Default f32.
+    pub precision: Precision,
+    /// Optimizer steps between `step` events. Default 500.
+    pub logging_steps: u64,
+    /// Optimizer steps between evaluations. Default: at the end of each epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_steps: Option<u64>,
+    /// Optimizer steps between checkpoints. Default: at the end of each epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_steps: Option<u64>,
+    /// Checkpoints to keep; `None`, written 0, keeps all. Default 1: what `--resume` needs.
+    #[serde(deserialize_with = "zero_is_none", serialize_with = "none_is_zero")]
+    pub save_total_limit: Option<usize>,
+    /// Which metric of the evaluations tells the best model. Default `loss`.
+    pub metric_for_best_model: String,
+    /// Default: false for loss, mse and mae, else true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub greater_is_better: Option<bool>,
+    /// Evaluations without a better score after which the run stops. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<u32>,
+    /// Whether batches gather rows of like length. Default false.
+    pub group_by_length: bool,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 3.0,
+            max_steps: None,
+            batch_size: 8,
+            eval_batch_size: 32,
+            learning_rate: 5e-5,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            lr_scheduler_type: Scheduler::Linear,
+            warmup_ratio: 0.0,
+            warmup_steps: 0,
+            gradient_accumulation_steps: 1,
+            label_smoothing_factor: 0.0,
+            seed: 42,
+            precision: Precision::F32,
+            logging_steps: 500,
+            eval_steps: None,
+            save_steps: None,
+            save_total_limit: Some(1),
+            metric_for_best_model: "loss".into(),
+            greater_is_better: None,
+            early_stopping_patience: None,
+            group_by_length: false,
+        }
+    }
+}
+
+/// TOML has no null, and `transformers` too reads 0 as "no limit".
+fn zero_is_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
+    Ok(Some(usize::deserialize(d)?).filter(|n| *n > 0))
+}
+
+fn none_is_zero<S: Serializer>(limit: &Option<usize>, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_u64(limit.unwrap_or(0) as u64)
+}
+
+/// Far above any use, and small enough that products of two such numbers fit 64 bits.
+const MOST_ROWS: usize = 1_000_000;
+
+impl TrainConfig {
+    /// Optimizer steps with a rising learning rate in a run of `total` steps: `warmup_steps`, or if that is 0 the
+    /// `warmup_ratio` of `total`, rounded up.
+    pub fn warmup_steps_for(&self, total: u64) -> u64 {
+        if self.warmup_steps > 0 { self.warmup_steps } else { (total as f64 * self.warmup_ratio).ceil() as u64 }
+    }
+
+    /// Whether a larger `metric_for_best_model` is better.
+    pub fn greater_is_better(&self) -> bool {
+        self.greater_is_better.unwrap_or(!matches!(self.metric_for_best_model.as_str(), "loss" | "mse" | "mae"))
+    }
+
+    /// Checks what types cannot: ranges and keys that must fit each other, the task and whether there is eval data.
+    pub fn check(&self, task: TaskKind, has_eval: bool) -> Result<(), Invalid> {
+        self.check_numbers()?;
+        self.check_counts()?;
+        self.check_evaluation(task, has_eval)?;
+        if self.precision == Precision::Bf16 {
+            return Err(Invalid::new("train.precision", "is \"bf16\", which is not in this version; use \"f32\""));
+        }
+        if self.lr_scheduler_type == Scheduler::Constant && (self.warmup_steps > 0 || self.warmup_ratio > 0.0) {
+            let message = "is \"constant\", which has no warmup, but a warmup is set; use \"constant_with_warmup\"";
+            return Err(Invalid::new("train.lr_scheduler_type", message));
+        }
+        if task == TaskKind::Regression && self.label_smoothing_factor > 0.0 {
+            let message = "is set, but regression has no labels to smooth; remove the key";
+            return Err(Invalid::new("train.label_smoothing_factor", message));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), Invalid> {
+        number("train.epochs", self.epochs, |x| x > 0.0 && x <= 1e6, "a number above 0, at most 1e6")?;
+        number("train.learning_rate", self.learning_rate, |x| x > 0.0 && x.is_finite(), "a finite number above 0")?;
+        number("train.weight_decay", self.weight_decay, |x| x >= 0.0 && x.is_finite(), "a finite number, 0 or above")?;
+        let below_one = |x: f64| (0.0..1.0).contains(&x);
+        number("train.adam_beta1", self.adam_beta1, below_one, "a number from 0 to below 1")?;
+        number("train.adam_beta2", self.adam_beta2, below_one, "a number from 0 to below 1")?;
+        number("train.adam_epsilon", self.adam_epsilon, |x| x > 0.0 && x.is_finite(), "a finite number above 0")?;
+        let norm = "a finite number, 0 (no clipping) or above";
+        number("train.max_grad_norm", self.max_grad_norm, |x| x >= 0.0 && x.is_finite(), norm)?;
+        number("train.warmup_ratio", self.warmup_ratio, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")?;
+        number("train.label_smoothing_factor", self.label_smoothing_factor, below_one, "a number from 0 to below 1")
+    }
+
+    fn check_counts(&self) -> Result<(), Invalid> {
+        let rows = [
+            ("train.batch_size", self.batch_size),
+            ("train.eval_batch_size", self.eval_batch_size),
+            ("train.gradient_accumulation_steps", self.gradient_accumulation_steps),
+        ];
+        for (key, n) in rows {
+            if !(1..=MOST_ROWS).contains(&n) {
+                return Err(Invalid::new(key, format!("is {n}, expected 1 to {MOST_ROWS}")));
+            }
+        }
+        let steps = [
+            ("train.max_steps", self.max_steps),
+            ("train.logging_steps", Some(self.logging_steps)),
+            ("train.eval_steps", self.eval_steps),
+            ("train.save_steps", self.save_steps),
+            ("train.early_stopping_patience", self.early_stopping_patience.map(u64::from)),
+        ];
+        for (key, n) in steps {
+            if n == Some(0) {
+                return Err(Invalid::new(key, "is 0, expected 1 or more"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_evaluation(&self, task: TaskKind, has_eval: bool) -> Result<(), Invalid> {
+        let metric = self.metric_for_best_model.as_str();
+        if !task.metrics().contains(&metric) {
+            let names = task.metrics();
+            let message = format!(
+                "is \"{metric}\", expected a metric of {task}: {}{}",
+                names.join(", "),
+                did_you_mean(metric, names)
+            );
+            return Err(Invalid::new("train.metric_for_best_model", message));
+        }
+        if has_eval {
+            return Ok(());
+        }
+        let needs_eval = "is set, but there is no eval data; set data.eval to a file or to a fraction such as 0.1";
+        if self.early_stopping_patience.is_some() {
+            return Err(Invalid::new("train.early_stopping_patience", needs_eval));
+        }
+        if self.eval_steps.is_some() {
+            return Err(Invalid::new("train.eval_steps", needs_eval));
+        }
+        Ok(())
+    }
+}
+
+fn number(key: &'static str, x: f64, valid: impl Fn(f64) -> bool, expected: &str) -> Result<(), Invalid> {
+    if valid(x) { Ok(()) } else { Err(Invalid::new(key, format!("is {x}, expected {expected}"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warmup_steps_win_over_the_ratio() {
+        let mut c = TrainConfig { warmup_ratio: 0.1, ..TrainConfig::default() };
+        assert_eq!(c.warmup_steps_for(95), 10);
+        c.warmup_steps = 3;
+        assert_eq!(c.warmup_steps_for(95), 3);
+        assert_eq!(TrainConfig::default().warmup_steps_for(95), 0);
+    }
+
+    #[test]
+    fn losses_are_better_when_smaller() {
+        let best = |m: &str, g| TrainConfig {
+            metric_for_best_model: m.into(),
+            greater_is_better: g,
+            ..TrainConfig::default()
+        };
+        assert!(!best("loss", None).greater_is_better());
+        assert!(!best("mae", None).greater_is_better());
+        assert!(best("f1", None).greater_is_better());
+        assert!(best("loss", Some(true)).greater_is_better());
+    }
+
+    #[test]
+    fn every_range_is_checked() {
+        type Change = fn(&mut TrainConfig);
+        let wrong: [(&str, Change); 20] = [
+            ("train.epochs", |c| c.epochs = 0.0),
+            ("train.epochs", |c| c.epochs = f64::NAN),
+            ("train.max_steps", |c| c.max_steps = Some(0)),
+            ("train.batch_size", |c| c.batch_size = 0),
+            ("train.eval_batch_size", |c| c.eval_batch_size = 0),
+            ("train.learning_rate", |c| c.learning_rate = f64::INFINITY),
+            ("train.learning_rate", |c| c.learning_rate = 0.0),
+            ("train.weight_decay", |c| c.weight_decay = -0.1),
+            ("train.adam_beta1", |c| c.adam_beta1 = 1.0),
+            ("train.adam_beta2", |c| c.adam_beta2 = -0.1),
+            ("train.adam_epsilon", |c| c.adam_epsilon = 0.0),
+            ("train.max_grad_norm", |c| c.max_grad_norm = -1.0),
+            ("train.warmup_ratio", |c| c.warmup_ratio = 1.1),
+            ("train.gradient_accumulation_steps", |c| c.gradient_accumulation_steps = 0),
+            ("train.label_smoothing_factor", |c| c.label_smoothing_factor = 1.0),
+            ("train.logging_steps", |c| c.logging_steps = 0),
+            ("train.save_steps", |c| c.save_steps = Some(0)),
+            ("train.precision", |c| c.precision = Precision::Bf16),
+            ("train.early_stopping_patience", |c| c.early_stopping_patience = Some(0)),
+            ("train.metric_for_best_model", |c| c.metric_for_best_model = "pearson".into()),
+        ];
+        assert_eq!(TrainConfig::default().check(TaskKind::Classification, true), Ok(()));
+        for (key, change) in wrong {
+            let mut c = TrainConfig::default();
+            change(&mut c);
+            assert_eq!(c.check(TaskKind::Classification, true).unwrap_err().key, key);
+        }
+    }
+
+    #[test]
+    fn keys_that_would_do_nothing_are_refused() {
+        let stop = TrainConfig { early_stopping_patience: Some(2), ..TrainConfig::default() };
+        assert_eq!(stop.check(TaskKind::Classification, true), Ok(()));
+        assert_eq!(stop.check(TaskKind::Classification, false).unwrap_err().key, "train.early_stopping_patience");
+        let smooth = TrainConfig { label_smoothing_factor: 0.1, ..TrainConfig::default() };
+        assert_eq!(smooth.check(TaskKind::Regression, true).unwrap_err().key, "train.label_smoothing_factor");
+        let warm = TrainConfig { warmup_steps: 5, lr_scheduler_type: Scheduler::Constant, ..TrainConfig::default() };
+        assert_eq!(warm.check(TaskKind::Classification, true).unwrap_err().key, "train.lr_scheduler_type");
+    }
+}
