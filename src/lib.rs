@@ -3,10 +3,13 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod encoders;
 pub mod error;
+pub mod heads;
 pub mod metrics;
 pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod rng;
 pub mod train;
 

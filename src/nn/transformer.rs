@@ -124,6 +124,21 @@ pub struct Scratch {
     full: Buffer,
 }
 
+impl Activations {
+    /// The layer's output, as the forward pass left it.
+    pub fn output(&mut self, rows: usize, hidden: usize, device: &Device) -> Result<Tensor> {
+        self.out.view(rows, hidden, device)
+    }
+}
+
+impl Scratch {
+    /// A buffer that is free once the backward pass of all layers is done.
+    pub fn spare(&mut self, rows: usize, hidden: usize, device: &Device) -> Result<Tensor> {
+        self.branch.view(rows, hidden, device)
+    }
+}
+
+/// Dropout sites a layer has, rounded up.
 const SITES: u64 = 4;
 
 impl Layer {
@@ -138,7 +153,11 @@ impl Layer {
             qkv_weight: layout.block(&[weight(&n.query, h, h), weight(&n.key, h, h), weight(&n.value, h, h)]),
             qkv_bias: layout.block(&[bias(&n.query, h), bias(&n.key, h), bias(&n.value, h)]),
             output_weight: layout.block(&[weight(&n.attention_output, h, h)]),
-            output_norm: layout.block(&[bias(&n.attention_output, h), gamma(&n.attention_norm), bias(&n.attention_norm, h)]),
+            output_norm: layout.block(&[
+                bias(&n.attention_output, h),
+                gamma(&n.attention_norm),
+                bias(&n.attention_norm, h),
+            ]),
             up_weight: layout.block(&[weight(&n.up, i, h)]),
             up_bias: layout.block(&[bias(&n.up, i)]),
             down_weight: layout.block(&[weight(&n.down, h, i)]),
@@ -157,7 +176,12 @@ impl Layer {
     }
 
     /// The projections of this pass as views of the kept activations.
-    fn projections(&self, acts: &mut Activations, pass: &Pass<'_>, device: &Device) -> Result<(Tensor, Tensor, Tensor)> {
+    fn projections(
+        &self,
+        acts: &mut Activations,
+        pass: &Pass<'_>,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
         let h = self.shape.hidden;
         let tokens = tokens(pass.cu_seqlens);
         Ok(match pass.selection {
@@ -187,7 +211,11 @@ impl Layer {
             }
             Some(s) => {
                 let n = tokens_of(s);
-                let (kv, picked, q) = (acts.qkv.view(tokens, 2 * h, device)?, acts.picked.view(n, h, device)?, acts.q.view(n, h, device)?);
+                let (kv, picked, q) = (
+                    acts.qkv.view(tokens, 2 * h, device)?,
+                    acts.picked.view(n, h, device)?,
+                    acts.q.view(n, h, device)?,
+                );
                 linear(&kv, x, &w.narrow(0, h, 2 * h)?)?;
                 add_bias(&kv, &b.narrow(0, h, 2 * h)?)?;
                 gather_rows(&picked, x, &s.index)?;
@@ -234,12 +262,22 @@ impl Layer {
         let (h, inner, device, at) = (self.shape.hidden, self.shape.inner, params.device(), &self.at);
         let [drop_p, drop_1, drop_2] = self.dropouts(pass);
         let n = dout.dim(0)?;
-        let (a, branch, c) = (scratch.a.view(n, h, device)?, scratch.branch.view(n, h, device)?, scratch.c.view(n, h, device)?);
-        let (norm1, up, g) = (acts.norm1.view(n, h, device)?, acts.up.view(n, inner, device)?, acts.inner.view(n, inner, device)?);
+        let (a, branch, c) =
+            (scratch.a.view(n, h, device)?, scratch.branch.view(n, h, device)?, scratch.c.view(n, h, device)?);
+        let (norm1, up, g) =
+            (acts.norm1.view(n, h, device)?, acts.up.view(n, inner, device)?, acts.inner.view(n, inner, device)?);
 
         let out = ResidualNormGrads { ds: &a, dbranch: &branch, dparams: &params.grad(at.down_norm, &[3, h])? };
         let sum2 = acts.sum2.view(n, h, device)?;
-        residual_norm_backward(out, dout, &sum2, &params.weight(at.down_norm, &[3, h])?, self.shape.eps, drop_2, accumulate)?;
+        residual_norm_backward(
+            out,
+            dout,
+            &sum2,
+            &params.weight(at.down_norm, &[3, h])?,
+            self.shape.eps,
+            drop_2,
+            accumulate,
+        )?;
         linear_weight_grad(&params.grad(at.down_weight, &[h, inner])?, &branch, &g, accumulate)?;
         let dg = scratch.inner.view(n, inner, device)?;
         linear_input_grad(&dg, &branch, &params.weight(at.down_weight, &[h, inner])?, false)?;
@@ -250,7 +288,15 @@ impl Layer {
 
         let out = ResidualNormGrads { ds: &c, dbranch: &branch, dparams: &params.grad(at.output_norm, &[3, h])? };
         let sum1 = acts.sum1.view(n, h, device)?;
-        residual_norm_backward(out, &a, &sum1, &params.weight(at.output_norm, &[3, h])?, self.shape.eps, drop_1, accumulate)?;
+        residual_norm_backward(
+            out,
+            &a,
+            &sum1,
+            &params.weight(at.output_norm, &[3, h])?,
+            self.shape.eps,
+            drop_1,
+            accumulate,
+        )?;
         let context = acts.context.view(n, h, device)?;
         linear_weight_grad(&params.grad(at.output_weight, &[h, h])?, &branch, &context, accumulate)?;
         linear_input_grad(&a, &branch, &params.weight(at.output_weight, &[h, h])?, false)?;

@@ -1,0 +1,220 @@
+//! From a packed batch of token ids to hidden states, and back. One file a family: its config and its checkpoint names;
+//! the arithmetic is shared ([`crate::nn`], [`crate::ops`]).
+
+pub mod bert;
+pub mod names;
+
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::nn::params::{Init, Layout, Params};
+use crate::nn::transformer::{Activations, Layer, LayerNames, LayerShape, Pass, Scratch, Selection};
+use crate::nn::workspace::Buffer;
+use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape, embed, embed_backward};
+use crate::rng::PassKey;
+use candle_core::{Device, Tensor};
+use std::path::Path;
+
+/// The families that this version loads, by `model_type`.
+pub const FAMILIES: &[&str] = &["bert"];
+
+/// What a family's `config.json` says, in terms that all families share.
+#[derive(Debug, Clone)]
+pub struct EncoderConfig {
+    pub embedding: EmbeddingShape,
+    pub layers: usize,
+    pub layer: LayerShape,
+    /// Dropout before the classifier.
+    pub head_dropout: f32,
+    /// Standard deviation of new weights.
+    pub initializer_range: f64,
+    pub names: ModuleNames,
+}
+
+/// The checkpoint names of an encoder's parts.
+#[derive(Debug, Clone)]
+pub struct ModuleNames {
+    /// What checkpoints of the bare encoder leave out.
+    pub prefix: &'static str,
+    pub word: String,
+    pub position: String,
+    pub token_type: String,
+    pub embedding_norm: String,
+    pub pooler: String,
+    pub layer: fn(usize) -> LayerNames,
+}
+
+impl EncoderConfig {
+    /// Reads a model directory's `config.json`.
+    pub fn from_json(json: &serde_json::Value, file: &Path) -> Result<Self> {
+        match json.get("model_type").and_then(|v| v.as_str()) {
+            Some("bert") => bert::config(json, file),
+            Some(other) => Err(Error::in_file(
+                file,
+                format!("model_type {other:?} is not supported by this version; supported: {}", FAMILIES.join(", ")),
+            )),
+            None => Err(Error::in_file(file, format!("no model_type; supported: {}", FAMILIES.join(", ")))),
+        }
+    }
+}
+
+/// Which tokens' hidden states a head reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Read {
+    /// The first of each row (`[CLS]`).
+    First,
+    /// All of them.
+    All,
+}
+
+/// A batch on the device.
+#[derive(Debug)]
+struct Input {
+    ids: Tensor,
+    positions: Tensor,
+    types: Tensor,
+    cu_seqlens: Vec<u32>,
+    selection: Option<Selection>,
+    key: Option<PassKey>,
+}
+
+impl Input {
+    fn new(batch: &Batch, read: Read, key: Option<PassKey>, device: &Device) -> Result<Self> {
+        let vector = |v: &[u32]| Tensor::from_slice(v, v.len(), device);
+        let rows = batch.cu_seqlens.len() - 1;
+        let selection = match read {
+            Read::All => None,
+            Read::First => {
+                Some(Selection { index: vector(&batch.cu_seqlens[..rows])?, cu_queries: (0..=rows as u32).collect() })
+            }
+        };
+        Ok(Self {
+            ids: vector(&batch.ids)?,
+            positions: vector(&batch.positions)?,
+            types: vector(&batch.type_ids)?,
+            cu_seqlens: batch.cu_seqlens.clone(),
+            selection,
+            key,
+        })
+    }
+
+    fn index(&self) -> EmbeddingIndex<'_> {
+        EmbeddingIndex { ids: &self.ids, positions: &self.positions, types: &self.types }
+    }
+
+    /// The pass as layer `i` of `layers` sees it: only the last one leaves tokens out.
+    fn pass(&self, i: usize, layers: usize) -> Pass<'_> {
+        let selection = if i + 1 == layers { self.selection.as_ref() } else { None };
+        Pass { cu_seqlens: &self.cu_seqlens, selection, key: self.key }
+    }
+}
+
+/// An encoder over parameters that live in [`Params`], with the buffers of its passes.
+#[derive(Debug)]
+pub struct Encoder {
+    config: EncoderConfig,
+    embedding: usize,
+    layers: Vec<Layer>,
+    embedding_sum: Buffer,
+    embedded: Buffer,
+    /// One a layer in training; the first serves all layers in evaluation.
+    acts: Vec<Activations>,
+    scratch: Scratch,
+    input: Option<Input>,
+}
+
+/// Dropout site of the embeddings; layers count theirs from 0.
+const EMBEDDING_SITE: u64 = u64::MAX;
+
+impl Encoder {
+    /// Lays out the parameters.
+    pub fn new(layout: &mut Layout, config: EncoderConfig) -> Self {
+        let (e, h, n) = (&config.embedding, config.layer.hidden, &config.names);
+        let mut block = vec![
+            (n.word.clone(), vec![e.vocab, h], Init::Normal),
+            (n.position.clone(), vec![e.positions, h], Init::Normal),
+        ];
+        if e.types > 0 {
+            block.push((n.token_type.clone(), vec![e.types, h], Init::Normal));
+        }
+        block.push((format!("{}.weight", n.embedding_norm), vec![h], Init::Ones));
+        block.push((format!("{}.bias", n.embedding_norm), vec![h], Init::Zeros));
+        let embedding = layout.block(&block);
+        let layers: Vec<_> = (0..config.layers).map(|i| Layer::new(layout, &config.layer, &(n.layer)(i), i)).collect();
+        Self {
+            embedding,
+            layers,
+            config,
+            embedding_sum: Buffer::default(),
+            embedded: Buffer::default(),
+            acts: vec![],
+            scratch: Scratch::default(),
+            input: None,
+        }
+    }
+
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Hidden states `[rows, hidden]` ([`Read::First`]) or `[tokens, hidden]`, in a buffer that the next pass overwrites.
+    /// With a key, dropout is live and everything that [`Self::backward`] needs is kept; without one nothing is.
+    pub fn forward(
+        &mut self,
+        params: &Params,
+        batch: &Batch,
+        read: Read,
+        key: Option<PassKey>,
+        keep: bool,
+    ) -> Result<Tensor> {
+        let (device, h, tokens) = (params.device(), self.config.layer.hidden, batch.ids.len());
+        let input = Input::new(batch, read, key, device)?;
+        let shape = self.config.embedding;
+        let block = params.weight(self.embedding, &[shape.rows(), h])?;
+        let (sum, mut x) = (self.embedding_sum.view(tokens, h, device)?, self.embedded.view(tokens, h, device)?);
+        let n = self.layers.len();
+        let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
+        embed(&sum, &x, &block, input.index(), shape, dropout)?;
+        self.acts.resize_with(self.acts.len().max(if keep { n } else { 1 }), Activations::default);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let acts = &mut self.acts[if keep { i } else { 0 }];
+            x = layer.forward(params, &x, &input.pass(i, n), acts)?;
+        }
+        self.input = keep.then_some(input);
+        Ok(x)
+    }
+
+    /// Gradients of all parameters from `grad`, the gradient of the last [`Self::forward`]'s result. They overwrite the
+    /// gradient arena, or add to it if `accumulate`.
+    pub fn backward(&mut self, params: &mut Params, grad: &Tensor, accumulate: bool) -> Result<()> {
+        let Some(input) = self.input.take() else {
+            return Err(Error::Failed("backward without a forward pass that kept its activations".into()));
+        };
+        let (device, h, tokens) = (params.device().clone(), self.config.layer.hidden, input.ids.elem_count());
+        let embedded = self.embedded.view(tokens, h, &device)?;
+        let mut grad = grad.clone();
+        let n = self.layers.len();
+        for i in (0..n).rev() {
+            let (below, here) = self.acts.split_at_mut(i);
+            let x = match below.last_mut() {
+                Some(acts) => acts.output(tokens, h, &device)?,
+                None => embedded.clone(),
+            };
+            let pass = input.pass(i, n);
+            grad = self.layers[i].backward(params, &x, &grad, &pass, &mut here[0], &mut self.scratch, accumulate)?;
+        }
+        let shape = self.config.embedding;
+        if !accumulate {
+            // The scatter below adds: start its dense part from zero, the word rows are cleared as they were touched.
+            params.begin_window()?;
+            let start = self.embedding + shape.vocab * h;
+            params.zero_grad(start..self.embedding + shape.rows() * h)?;
+        }
+        params.touch(&input.ids.to_vec1::<u32>()?);
+        let (block, dblock) =
+            (params.weight(self.embedding, &[shape.rows(), h])?, params.grad(self.embedding, &[shape.rows(), h])?);
+        let (sum, ds) = (self.embedding_sum.view(tokens, h, &device)?, self.scratch.spare(tokens, h, &device)?);
+        let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
+        embed_backward(&dblock, &ds, &grad, &sum, &block, input.index(), shape, dropout)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! Task heads: from the hidden states an encoder returns to logits and loss, in ordinary candle code with autograd.
+
+pub mod sequence;
+
+pub use sequence::SequenceHead;

@@ -1,0 +1,144 @@
+//! Classification and regression of whole rows, as `BertForSequenceClassification`: pooler (dense, tanh) on `[CLS]`, dropout,
+//! classifier; cross-entropy or mean squared error.
+
+use crate::data::Targets;
+use crate::data::config::TaskKind;
+use crate::error::{Error, Result};
+use crate::nn::params::{Init, Layout, Params};
+use crate::ops::dropout::Dropout;
+use candle_core::{D, Tensor, Var};
+
+/// The head's parameters live in the arenas; candle's autograd sees copies of them (they are small).
+#[derive(Debug)]
+pub struct SequenceHead {
+    task: TaskKind,
+    hidden: usize,
+    labels: usize,
+    /// `[pooler.weight, pooler.bias, classifier.weight, classifier.bias]` in the arenas.
+    offsets: [usize; 4],
+}
+
+/// A forward pass with autograd: the leaves and the result.
+#[derive(Debug)]
+pub struct HeadPass {
+    /// `[rows, hidden]`
+    hidden: Var,
+    params: [Var; 4],
+    /// `[rows, labels]`
+    pub logits: Tensor,
+}
+
+/// Name of the classifier module in checkpoints.
+pub const CLASSIFIER: &str = "classifier";
+
+impl SequenceHead {
+    /// Lays out the parameters; `labels` is 1 for regression.
+    pub fn new(layout: &mut Layout, task: TaskKind, pooler: &str, hidden: usize, labels: usize) -> Self {
+        let offsets = [
+            layout.block(&[(format!("{pooler}.weight"), vec![hidden, hidden], Init::Normal)]),
+            layout.block(&[(format!("{pooler}.bias"), vec![hidden], Init::Zeros)]),
+            layout.block(&[(format!("{CLASSIFIER}.weight"), vec![labels, hidden], Init::Normal)]),
+            layout.block(&[(format!("{CLASSIFIER}.bias"), vec![labels], Init::Zeros)]),
+        ];
+        Self { task, hidden, labels, offsets }
+    }
+
+    pub fn labels(&self) -> usize {
+        self.labels
+    }
+
+    fn shapes(&self) -> [Vec<usize>; 4] {
+        [vec![self.hidden, self.hidden], vec![self.hidden], vec![self.labels, self.hidden], vec![self.labels]]
+    }
+
+    fn compute(p: [&Tensor; 4], hidden: &Tensor, dropout: Dropout) -> Result<Tensor> {
+        let pooled = hidden.matmul(&p[0].t()?)?.broadcast_add(p[1])?.tanh()?;
+        let pooled = if dropout.is_off() {
+            pooled
+        } else {
+            let factors: Vec<f32> = (0..pooled.elem_count() as u32).map(|i| dropout.factor(i)).collect();
+            (&pooled * Tensor::from_vec(factors, pooled.shape(), pooled.device())?)?
+        };
+        Ok(pooled.matmul(&p[2].t()?)?.broadcast_add(p[3])?)
+    }
+
+    /// Logits `[rows, labels]` of `hidden: [rows, hidden]`, without autograd.
+    pub fn logits(&self, params: &Params, hidden: &Tensor) -> Result<Tensor> {
+        let mut p = Vec::with_capacity(4);
+        for (offset, shape) in self.offsets.iter().zip(self.shapes()) {
+            p.push(params.weight(*offset, &shape)?);
+        }
+        Self::compute([&p[0], &p[1], &p[2], &p[3]], hidden, Dropout::OFF)
+    }
+
+    /// The same with autograd and dropout.
+    pub fn forward(&self, params: &Params, hidden: &Tensor, dropout: Dropout) -> Result<HeadPass> {
+        let [a, b, c, d] = self.shapes();
+        let var = |i: usize, shape: &[usize]| Var::from_tensor(&params.weight(self.offsets[i], shape)?);
+        let vars = [var(0, &a)?, var(1, &b)?, var(2, &c)?, var(3, &d)?];
+        let hidden = Var::from_tensor(hidden)?;
+        let logits = Self::compute([0, 1, 2, 3].map(|i| vars[i].as_tensor()), hidden.as_tensor(), dropout)?;
+        Ok(HeadPass { hidden, params: vars, logits })
+    }
+
+    /// Σ over rows of the loss of `logits: [rows, labels]`. `smoothing` spreads that share of each class target over all
+    /// classes (Szegedy et al. 2016, as `transformers` does it).
+    pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, smoothing: f64) -> Result<Tensor> {
+        let device = logits.device();
+        match (self.task, targets) {
+            (TaskKind::Classification, Targets::Class(classes)) => {
+                let top = logits.max_keepdim(D::Minus1)?.detach();
+                let shifted = logits.broadcast_sub(&top)?;
+                let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+                let log_p = shifted.broadcast_sub(&log_sum)?;
+                let index = Tensor::from_slice(classes, (classes.len(), 1), device)?;
+                let nll = log_p.gather(&index, 1)?.sum_all()?.neg()?;
+                if smoothing == 0.0 {
+                    return Ok(nll);
+                }
+                let uniform = (log_p.sum_all()?.neg()? / self.labels as f64)?;
+                Ok(((nll * (1.0 - smoothing))? + (uniform * smoothing)?)?)
+            }
+            (TaskKind::Regression, Targets::Value(values)) => {
+                let wanted = Tensor::from_slice(values, (values.len(), 1), device)?;
+                Ok((logits - wanted)?.sqr()?.sum_all()?)
+            }
+            _ => Err(Error::Failed("the targets do not fit the task".into())),
+        }
+    }
+
+    /// Runs autograd from `loss`; the head's gradients go into the arena (added if `accumulate`), the hidden states' gradient
+    /// `[rows, hidden]` is returned.
+    pub fn backward(&self, params: &Params, pass: &HeadPass, loss: &Tensor, accumulate: bool) -> Result<Tensor> {
+        let grads = loss.backward()?;
+        for ((var, offset), shape) in pass.params.iter().zip(self.offsets).zip(self.shapes()) {
+            let to = params.grad(offset, &shape)?;
+            let Some(grad) = grads.get(var) else {
+                return Err(Error::Failed("a head parameter was not reached by the loss".into()));
+            };
+            let grad = if accumulate { (&to + grad)? } else { grad.contiguous()? };
+            to.slice_set(&grad, 0, 0)?;
+        }
+        match grads.get(&pass.hidden) {
+            Some(g) => Ok(g.contiguous()?),
+            None => Err(Error::Failed("the loss does not depend on the encoder".into())),
+        }
+    }
+}
+
+/// Softmax over labels of `logits: [rows, labels]`, on the host.
+pub fn probabilities(logits: &[f32], labels: usize) -> Vec<f32> {
+    let mut out = logits.to_vec();
+    for row in out.chunks_exact_mut(labels) {
+        let top = row.iter().cloned().fold(f32::MIN, f32::max);
+        let total: f32 = row
+            .iter_mut()
+            .map(|v| {
+                *v = (*v - top).exp();
+                *v
+            })
+            .sum();
+        row.iter_mut().for_each(|v| *v /= total);
+    }
+    out
+}
