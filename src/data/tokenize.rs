@@ -221,6 +221,7 @@ fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
+    use serde_json::json;
 
     use super::*;
 
@@ -320,11 +321,11 @@ mod tests {
     #[test]
     fn own_truncation_and_fixed_padding_are_overridden() {
         let dir = edited(|json| {
-            json["padding"] = serde_json::json!({
+            json["padding"] = json!({
                 "strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
                 "pad_type_id": 0, "pad_token": "[PAD]"
             });
-            json["truncation"] = serde_json::json!({
+            json["truncation"] = json!({
                 "direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0
             });
         });
@@ -358,12 +359,20 @@ mod tests {
 
     #[test]
     fn a_panic_in_the_crate_becomes_an_error() {
-        // A list of normalizers with an unpaired regular expression, vocabularies with holes and the like come and go
-        // with the crate's version; so the guard itself is tested.
-        let panics = || -> tokenizers::Result<()> { panic!("index {}", 7) };
-        assert_eq!(guarded(panics), Err("index 7".to_owned()));
-        assert_eq!(guarded(|| Err::<(), _>("no".into())), Err("no".to_owned()));
-        assert_eq!(guarded(|| Ok(1)), Ok(1));
+        // The first two panic while the file is read, the third on the first text.
+        let crafted = [
+            ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "////"}), "charsmap"),
+            (
+                "model",
+                json!({"type": "BPE", "continuing_subword_prefix": "####", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}),
+                "out of range",
+            ),
+            ("pre_tokenizer", json!({"type": "FixedLength", "length": 0}), "non-zero"),
+        ];
+        for (part, value, reason) in crafted {
+            let message = load_error(&edited(|json| json[part] = value));
+            assert!(message.contains("this is not a valid tokenizer: ") && message.contains(reason), "{message}");
+        }
     }
 
     #[test]

@@ -176,15 +176,13 @@ fn wrong_jsonl_is_reported_at_its_line() {
         ("{\"text\":7,\"label\":1}", "\"text\" is a number, expected a string"),
         ("{\"text\":\"b\",\"lable\":1}", "there is no key \"label\" among [text, lable] (did you mean \"lable\"?)"),
         ("{\"text\":\"b\"", "this is not a JSON object: EOF while parsing an object (column 11); jsonl holds a whole"),
-        ("[{\"text\":\"b\"}]", "this is not a JSON object: invalid type: map, expected a string (column 0)"),
+        ("[{\"text\":\"b\"}]", "this is not a JSON object: "),
         ("{\"text\":\"b\"} x", "this is not a JSON object: trailing characters (column 14)"),
     ];
     for (line, expected) in cases {
         let found = message("t.jsonl", format!("{first}\n{line}\n{first}"), &labelled());
         let expected = format!("t.jsonl:3: {expected}");
-        // What serde_json says of an array is its own business.
-        let expected = if line.starts_with('[') { "t.jsonl:3: this is not a JSON object: " } else { &expected };
-        assert!(found.starts_with(expected), "{found}");
+        assert!(found.starts_with(&expected), "{found}");
     }
     let found = message("t.json", "[\n{\"text\":\"a\"}\n]", &labelled());
     assert!(found.ends_with("; jsonl holds one object a line, not an array"), "{found}");
