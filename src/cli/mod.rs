@@ -117,7 +117,8 @@ pub fn parse() -> Result<Cli, ExitCode> {
         // The arguments could not be parsed, so the flag is looked for by hand.
         if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
             let text = e.render().to_string();
-            let message = text.split("\n\nUsage:").next().unwrap_or(&text);
+            // What follows an empty line is usage and hints, or further lines of a terminal's help.
+            let message = text.split("\n\n").next().unwrap_or(&text);
             let message = message.trim().trim_start_matches("error: ").to_owned();
             Ui::new(true, false).event(&Event::Error { code: 2, message, file: None, line: None });
         } else if let Err(e) = e.print() {
