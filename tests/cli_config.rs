@@ -200,10 +200,18 @@ fn info_tells_version_and_threads() {
 
 #[test]
 fn the_environment_chooses_the_device_and_a_flag_wins() {
-    let wrong = bertft(&["info"]).env("BERTFT_DEVICE", "gpu").output().unwrap();
-    assert_eq!(wrong.status.code(), Some(2));
-    let right = bertft(&["info", "--device", "cpu"]).env("BERTFT_DEVICE", "gpu").output().unwrap();
-    assert_eq!(right.status.code(), Some(0));
+    let device = |args: &[&str], env| {
+        let output = bertft(args).env("BERTFT_DEVICE", env).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, info) = device(&["info", "--json"], "cuda:1");
+    assert!(code == 0 && info.contains("\"device\":\"cuda:1\""), "{info}");
+    for args in [["--device", "cpu", "info", "--json"], ["info", "--json", "--device", "cpu"]] {
+        let (code, info) = device(&args, "gpu");
+        assert!(code == 0 && info.contains("\"device\":\"cpu\""), "{info}");
+    }
+    let (code, error) = device(&["info", "--json"], "gpu");
+    assert!(code == 2 && error.contains("not one of auto, cpu, cuda, cuda:N"), "{error}");
 }
 
 #[test]
