@@ -27,6 +27,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             "version": version,
             "target": target,
             "devices": ["cpu"],
+            "device": globals.device,
             "cpu_features": has,
             "threads": globals.threads(),
         }));
@@ -35,9 +36,10 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         features.iter().map(|(name, has)| format!("{name} {}", if *has { "yes" } else { "no" })).collect();
     ui.out(&format!(
         "version       {version} ({target})\n\
-         devices       cpu (this build has no CUDA)\n\
+         devices       cpu (this build has no CUDA); chosen: {}\n\
          CPU features  {}\n\
          threads       {}",
+        globals.device,
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
         globals.threads()
     ))

@@ -41,7 +41,6 @@ pub struct Cli {
 pub struct Globals {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, value_name = "DEVICE", env = "BERTFT_DEVICE", default_value = "auto")]
-    #[arg(value_parser = device_name)]
     pub device: String,
     /// CPU threads [default: RAYON_NUM_THREADS, else as many as the machine offers]
     #[arg(long, global = true, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
@@ -69,10 +68,6 @@ impl Globals {
         let offered = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.or_else(from_env).unwrap_or_else(offered)
     }
-}
-
-fn device_name(name: &str) -> Result<String, String> {
-    if device::is_name(name) { Ok(name.into()) } else { Err("expected auto, cpu, cuda or cuda:N".into()) }
 }
 
 #[derive(Debug, Subcommand)]
@@ -117,7 +112,8 @@ pub fn parse() -> Result<Cli, ExitCode> {
         // The arguments could not be parsed, so the flag is looked for by hand.
         if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
             let text = e.render().to_string();
-            let message = text.split("\n\nUsage:").next().unwrap_or(&text);
+            // What follows an empty line is usage and hints, or further lines of a terminal's help.
+            let message = text.split("\n\n").next().unwrap_or(&text);
             let message = message.trim().trim_start_matches("error: ").to_owned();
             Ui::new(true, false).event(&Event::Error { code: 2, message, file: None, line: None });
         } else if let Err(e) = e.print() {
@@ -130,6 +126,10 @@ pub fn parse() -> Result<Cli, ExitCode> {
 
 /// Runs the command.
 pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
+    // A misspelt device is wrong for every command; one that this build lacks only where something computes.
+    if !device::is_name(&cli.globals.device) {
+        cli.globals.device()?;
+    }
     start_threads(cli.globals.threads())?;
     match &cli.command {
         Command::Train(args) => train::run(args, &cli.globals, ui),

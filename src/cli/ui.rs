@@ -358,7 +358,7 @@ fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
     let width = names.iter().map(|n| n.len()).max().unwrap_or(0).max("metric".len());
     let row = |name: &str, cells: Vec<String>| {
         let cells: Vec<_> = cells.iter().map(|c| format!("  {c:>10}")).collect();
-        format!("{name:<width$}{}\n", cells.concat())
+        format!("{}\n", format!("{name:<width$}{}", cells.concat()).trim_end())
     };
     let mut table = row("metric", splits.iter().map(|(split, _)| split.to_string()).collect());
     for name in names {
@@ -436,7 +436,7 @@ mod tests {
             metrics_table(&[("eval", &eval), ("test", &test)]),
             "metric          eval        test\n\
              loss          0.4123   undefined\n\
-             accuracy      0.9000            \n"
+             accuracy      0.9000\n"
         );
         assert_eq!(metrics_table(&[]), "");
     }

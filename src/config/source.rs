@@ -151,25 +151,18 @@ impl<'t> Source<'t> {
     }
 
     fn value_at(&self, path: &str) -> Option<Span> {
-        let mut table = self.tree.get_ref();
-        let mut span = None;
-        for key in path.split('.') {
-            let value = table.get(key)?;
-            span = Some(value.span());
-            match value.get_ref() {
-                DeValue::Table(t) => table = t,
-                _ => continue,
-            }
-        }
-        span
+        let (table, key) = path.split_once('.')?;
+        Some(self.tree.get_ref().get(table)?.get_ref().get(key)?.span())
     }
 
     /// The user's own spelling of what is at `span`.
     fn text_at(&self, span: &Span) -> String {
-        let text = match self.argument_at(span) {
-            Some(a) => a.value.get(span.start.saturating_sub(a.value_span.start)..).unwrap_or(&a.value),
-            None => self.texts.text.get(span.clone()).unwrap_or(""),
+        let (text, offset) = match self.argument_at(span) {
+            Some(a) => (&a.value, a.value_span.start),
+            None => (&self.texts.text, 0),
         };
+        let within = span.start.saturating_sub(offset)..span.end.saturating_sub(offset);
+        let text = text.get(within).unwrap_or("");
         let line = text.lines().next().unwrap_or("");
         if line.chars().count() > 60 {
             format!("{}…", line.chars().take(60).collect::<String>())
@@ -265,7 +258,10 @@ fn insert<'t>(
     }
     match table.get_mut(head).map(Spanned::get_mut) {
         Some(DeValue::Table(inner)) => insert(inner, rest, argument, value),
-        _ => Err(Error::input(format!("{}: {head} is not a table; check the key's path", argument.label))),
+        _ => {
+            let above = argument.key.strip_suffix(rest).unwrap_or(head).trim_end_matches('.');
+            Err(Error::input(format!("{}: {above} is not a table; check the key's path", argument.label)))
+        }
     }
 }
 

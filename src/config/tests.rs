@@ -1,1 +1,334 @@
+//! What a config file means, and the message for each way to get it wrong.
 
+use super::*;
+use crate::data::config::Column;
+use crate::train::config::Scheduler;
+use std::fs;
+use tempfile::TempDir;
+
+/// A directory with a model directory, three data files, and `c.toml`.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new(train: &str) -> Self {
+        Self::with(&format!(
+            "[model]\npath = \"model\"\n[task]\nkind = \"classification\"\n[data]\ntrain = \"train.csv\"\n\
+             [output]\ndir = \"runs/x\"\n[train]\n{train}\n"
+        ))
+    }
+
+    fn with(config: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("model")).unwrap();
+        fs::write(dir.path().join("model/config.json"), "{}").unwrap();
+        for file in ["train.csv", "dev.csv", "test.csv"] {
+            fs::write(dir.path().join(file), "text,label\n").unwrap();
+        }
+        fs::write(dir.path().join("c.toml"), config).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        // Temporary directories may lie behind a link.
+        self.dir.path().canonicalize().unwrap().join(name)
+    }
+
+    fn load(&self, set: &[&str]) -> Result<RunConfig> {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        RunConfig::load(&self.path("c.toml"), &set)
+    }
+
+    /// The message without the temporary directory.
+    fn error(&self, set: &[&str]) -> String {
+        let message = self.load(set).unwrap_err().to_string();
+        message.replace(&format!("{}/", self.path("").display().to_string().trim_end_matches('/')), "")
+    }
+}
+
+/// The line of the first key in [train] of [`Place::new`].
+const LINE: u64 = 10;
+
+#[track_caller]
+fn assert_error(train: &str, expected: &str) {
+    let place = Place::new(train);
+    assert_eq!(place.error(&[]), format!("c.toml:{LINE}: {expected}"));
+    match place.load(&[]).unwrap_err() {
+        Error::Input { file, line, .. } => {
+            assert_eq!(file, Some(place.path("c.toml")));
+            assert_eq!(line, Some(LINE));
+        }
+        e => panic!("{e:?}"),
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let config = Place::new("").load(&[]).unwrap();
+    assert_eq!(config.train, TrainConfig::default());
+    assert_eq!(config.train.learning_rate, 5e-5);
+    assert_eq!(config.data.text, Column::Name("text".into()));
+    assert_eq!(config.data.label, Column::Name("label".into()));
+    assert!(config.data.header);
+    assert_eq!(config.data.max_length, 128);
+    assert_eq!(config.data.eval, None);
+    assert_eq!(config.output.dir, Path::new("runs/x"));
+}
+
+#[test]
+fn values_are_read() {
+    let place = Place::new("epochs = 2\nlr_scheduler_type = \"constant_with_warmup\"\nsave_total_limit = 0");
+    let config = place.load(&[]).unwrap();
+    assert_eq!(config.train.epochs, 2.0);
+    assert_eq!(config.train.lr_scheduler_type, Scheduler::ConstantWithWarmup);
+    assert_eq!(config.train.save_total_limit, None);
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    assert_error("learning_rat = 1", "train.learning_rat is not a known key; did you mean learning_rate?");
+    assert_error("max_length = 64", "train.max_length is not a known key; did you mean data.max_length?");
+    assert_error("num_train_epochs = 1", "train.num_train_epochs is not a known key; did you mean train.epochs?");
+    let message = Place::new("xyz = 1").error(&[]);
+    assert!(message.contains("the keys of [train] are epochs, max_steps, batch_size,"), "{message}");
+    assert_eq!(Place::with("[modle]\n").error(&[]), "c.toml:1: modle is not a known key; did you mean model?");
+    assert_eq!(
+        Place::with("\nepochs = 1\n").error(&[]),
+        "c.toml:2: epochs is not a known key; did you mean train.epochs?"
+    );
+}
+
+#[test]
+fn unknown_values_name_the_nearest() {
+    assert_error(
+        "lr_scheduler_type = \"cosin\"",
+        "train.lr_scheduler_type is \"cosin\", expected one of linear, cosine, constant, constant_with_warmup; \
+         did you mean cosine?",
+    );
+    let message = Place::new("metric_for_best_model = \"acuracy\"").error(&[]);
+    assert!(message.starts_with("c.toml:10: train.metric_for_best_model is \"acuracy\""), "{message}");
+    assert!(message.ends_with("did you mean accuracy?"), "{message}");
+}
+
+#[test]
+fn wrong_types_say_found_and_expected() {
+    assert_error("epochs = \"three\"", "train.epochs is \"three\", expected a number");
+    assert_error("batch_size = 8.0", "train.batch_size is 8.0, expected a whole number, 0 or above");
+    assert_error("batch_size = -8", "train.batch_size is -8, expected a whole number, 0 or above");
+    assert_error("group_by_length = 1", "train.group_by_length is 1, expected true or false");
+    assert_error("precision = 32", "train.precision is 32, expected a string");
+    assert_error("seed = 0x8000000000000000", "train.seed is 0x8000000000000000, expected a whole number below 2^63");
+    assert_eq!(Place::with("\ndata = 3\n").error(&[]), "c.toml:2: data is 3, expected a table");
+}
+
+#[test]
+fn wrong_ranges_say_found_and_expected() {
+    assert_error("batch_size = 0", "train.batch_size is 0, expected 1 to 1000000");
+    assert_error("learning_rate = nan", "train.learning_rate is NaN, expected a finite number above 0");
+    assert_error("precision = \"bf16\"", "train.precision is \"bf16\", which is not in this version; use \"f32\"");
+    assert_error(
+        "early_stopping_patience = 2",
+        "train.early_stopping_patience is set, but there is no eval data; set data.eval to a file or to a fraction such as 0.1",
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    assert_eq!(Place::with("").error(&[]), "c.toml: model is missing; add [model] with path = \"DIR\"");
+    let config =
+        "\n[model]\npath = \".\"\n[task]\nkind = \"regression\"\n[data]\ntext = \"a\"\n[output]\ndir = \"x\"\n";
+    assert_eq!(
+        Place::with(config).error(&[]),
+        "c.toml:6: data.train is missing; add train = \"FILE\", the rows to learn from"
+    );
+}
+
+#[test]
+fn bad_toml_has_its_line() {
+    let message = Place::new("epochs = 3\nepochs = 4").error(&[]);
+    assert_eq!(message, "c.toml:11: is not valid TOML: duplicate key");
+    let place = Place::new("");
+    fs::write(place.path("c.toml"), b"[model]\npath = \"\xff\"\n").unwrap();
+    assert_eq!(place.error(&[]), "c.toml:2: is not UTF-8 text; save the file as UTF-8");
+}
+
+#[test]
+fn tasks_of_later_versions_are_told_from_typos() {
+    let place = Place::new("");
+    let later = place.error(&["task.kind=tokens"]);
+    assert!(later.contains("\"tokens\" is not in this version; it has classification and regression"), "{later}");
+    assert!(place.error(&["task.kind=regresion"]).ends_with("; did you mean regression?"));
+}
+
+#[test]
+fn set_goes_over_the_file() {
+    let place = Place::new("epochs = 3\nbatch_size = 16");
+    let config = place
+        .load(&["train.epochs=1", "train.epochs = 5", "data.text=2", "data.label=a#b", "data.labels=[\"x\", \"y\"]"])
+        .unwrap();
+    assert_eq!(config.train.epochs, 5.0);
+    assert_eq!(config.train.batch_size, 16);
+    assert_eq!(config.data.text, Column::Index(2));
+    assert_eq!(config.data.label, Column::Name("a#b".into()));
+    assert_eq!(config.data.labels, Some(vec!["x".into(), "y".into()]));
+    // A right value repairs a wrong one in the file, before anything is checked.
+    assert_eq!(Place::new("epochs = -1").load(&["train.epochs=1"]).unwrap().train.epochs, 1.0);
+}
+
+#[test]
+fn set_makes_tables() {
+    let place = Place::with("[model]\npath = \"model\"\n[data]\ntrain = \"train.csv\"\n");
+    let config = place.load(&["task.kind=regression", "output.dir=3", "train.epochs=1"]);
+    assert_eq!(config.unwrap_err().to_string(), "--set output.dir=3: output.dir is 3, expected a file name (string)");
+    let config = place.load(&["task.kind=regression", "output.dir=o", "train.epochs=1"]).unwrap();
+    assert_eq!(config.task.kind, TaskKind::Regression);
+}
+
+#[test]
+fn errors_of_set_name_the_argument() {
+    let place = Place::new("epochs = 3");
+    let cases = [
+        ("train.lr=1", "train.lr is not a known key; did you mean train.learning_rate?"),
+        ("train.epochs=many", "train.epochs is many, expected a number"),
+        ("train.epochs=0", "train.epochs is 0, expected a number above 0, at most 1e6"),
+        ("train.epochs.x=0", "train.epochs is not a table; check the key's path"),
+        ("data.labels=[\"a\", 3]", "data.labels is 3, expected a string"),
+        ("data.labels=[\"a\"", "the value is not valid TOML; check quotes and brackets"),
+        ("epochs=3", "expected key=value with the key's whole path, such as train.epochs=3"),
+        ("train.epochs", "expected key=value with the key's whole path, such as train.epochs=3"),
+        ("foo.bar=3", "foo is not a known key; the tables are model, task, data, train, output"),
+    ];
+    for (argument, expected) in cases {
+        assert_eq!(place.error(&[argument]), format!("--set {}: {expected}", argument));
+        // The place is the argument's, also behind others.
+        assert_eq!(place.error(&["train.seed=1", argument]), format!("--set {}: {expected}", argument));
+    }
+}
+
+#[test]
+fn data_keys_must_fit_each_other() {
+    let place = Place::new("");
+    let cases: [(&[&str], &str); 9] = [
+        (&["data.header=false", "data.label=1"], "c.toml: data.text is \"text\", expected a 0-based index such as 0"),
+        (&["data.train=a.jsonl", "data.label=3"], "--set data.label=3: data.label is 3, expected a name"),
+        (&["data.train=a.jsonl", "data.header=false"], "--set data.header=false: data.header is false, but a.jsonl"),
+        (&["data.label=text"], "--set data.label=text: data.label is \"text\", the same column as data.text"),
+        (&["data.max_length=2"], "--set data.max_length=2: data.max_length is 2, expected 3 to 1000000"),
+        (&["data.max_length=4", "data.text_pair=b"], "--set data.max_length=4: data.max_length is 4, expected 5"),
+        (&["data.labels=[\"a\", \"a\"]"], "--set data.labels=[\"a\", \"a\"]: data.labels has \"a\" twice"),
+        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a fraction"),
+        (&["data.test="], "--set data.test=: data.test is empty, expected a file name"),
+    ];
+    for (set, expected) in cases {
+        let message = place.error(set);
+        assert!(message.starts_with(expected), "{message}");
+    }
+    let indices = place.load(&["data.header=false", "data.text=0", "data.label=1"]).unwrap();
+    assert_eq!(indices.data.label, Column::Index(1));
+    assert_eq!(place.load(&["data.eval=0.25"]).unwrap().data.eval, Some(EvalSource::Fraction(0.25)));
+}
+
+#[test]
+fn paths_are_relative_to_file_or_working_directory() {
+    let place = Place::new("");
+    let config = place.load(&["data.test=some/test.csv", "data.eval=../dev.csv"]).unwrap();
+    assert_eq!(config.model.path, place.path("model").to_str().unwrap());
+    assert_eq!(config.data.train, place.path("train.csv"));
+    // Seen from the working directory, which is not the file's.
+    assert_eq!(config.data.test, Some("some/test.csv".into()));
+    let above = std::env::current_dir().unwrap().parent().unwrap().join("dev.csv");
+    assert_eq!(config.data.eval, Some(EvalSource::File(above)));
+    assert_eq!(config.output.dir, Path::new("runs/x"));
+}
+
+#[test]
+fn model_path_tells_directories_from_hub_ids() {
+    let place = Place::new("");
+    let message = place.error(&["model.path=org/some-model"]);
+    assert!(message.contains("\"org/some-model\": there is no directory"), "{message}");
+    assert!(message.ends_with("hub download is not in this version; give a directory"), "{message}");
+    // Says that it is a directory; whether it is there is for the run to ask.
+    for path in ["./none", "../none", "/none"] {
+        assert!(place.load(&[&format!("model.path={path}")]).is_ok(), "{path}");
+    }
+    let message = place.error(&["model.revision=main"]);
+    assert!(message.contains("model.revision is set, but model.path is a directory"), "{message}");
+}
+
+#[test]
+fn a_run_needs_its_inputs() {
+    let place = Place::new("");
+    let file = place.path("c.toml");
+    let run = |set: &str| RunConfig::load_for_run(&file, &[set.to_owned()], None).map_err(|e| e.to_string());
+    assert!(run("train.seed=1").is_ok());
+    assert!(
+        run("data.test=none.csv").unwrap_err().starts_with("--set data.test=none.csv: data.test is none.csv, which")
+    );
+    assert!(run("data.test=.").unwrap_err().contains("a directory, expected a file"));
+    assert!(run("model.path=./none").unwrap_err().contains("which is not a directory"));
+    fs::remove_file(place.path("model/config.json")).unwrap();
+    assert!(run("train.seed=1").unwrap_err().contains("c.toml:2: model.path is "));
+    assert!(run("train.seed=1").unwrap_err().contains("which has no config.json"));
+}
+
+#[test]
+fn the_output_flag_is_a_path_as_it_stands() {
+    let place =
+        Place::with("[model]\npath = \"model\"\n[task]\nkind = \"regression\"\n[data]\ntrain = \"train.csv\"\n");
+    let run = |dir: &str| RunConfig::load_for_run(&place.path("c.toml"), &[], Some(Path::new(dir)));
+    assert_eq!(run("2024").unwrap().output.dir, Path::new("2024"));
+    let message = run("").unwrap_err().to_string();
+    assert_eq!(message, "--output : output.dir is empty, expected a directory to write");
+}
+
+#[test]
+fn the_resolved_config_reads_as_an_equal_one_anywhere() {
+    let place = Place::new(
+        "epochs = 1.5\nlearning_rate = 3e-5\nmax_steps = 7\neval_steps = 2\nsave_total_limit = 0\n\
+         greater_is_better = true\nearly_stopping_patience = 2\nwarmup_steps = 3",
+    );
+    let config = place
+        .load(&[
+            "data.test=test data.csv",
+            "data.eval=0.1",
+            "data.text=0",
+            "data.text_pair=1",
+            "data.labels=[\"yes \\\"1\\\"\", \"no\"]",
+            "data.format=tsv",
+        ])
+        .unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let copy = elsewhere.path().join("config.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+}
+
+#[test]
+fn the_shipped_configs_load() {
+    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    RunConfig::load_for_run(&configs.join("quickstart.toml"), &[], None).unwrap();
+    let model = format!("model.path={}/examples/models/bert-tiny-4l-128h", env!("CARGO_MANIFEST_DIR"));
+    for name in ["classification", "pair", "regression"] {
+        RunConfig::load(&configs.join(name).with_extension("toml"), std::slice::from_ref(&model)).unwrap();
+    }
+}
+
+#[test]
+fn keys_behind_hash_signs_in_templates_are_keys() {
+    let place = Place::new("");
+    for name in ["classification", "pair", "regression"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name).with_extension("toml");
+        let text = fs::read_to_string(path).unwrap();
+        let is_key = |line: &str| line.split(' ').nth(1) == Some("=");
+        let all: String = text
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert!(all.lines().any(|l| l.starts_with("save_total_limit")), "{name}: nothing was uncommented");
+        fs::write(place.path("c.toml"), all).unwrap();
+        let model = format!("model.path={}", place.path("model").display());
+        place.load(&[&model]).unwrap();
+    }
+}
