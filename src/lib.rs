@@ -7,6 +7,7 @@ pub mod encoders;
 pub mod error;
 pub mod heads;
 pub mod metrics;
+pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod optim;

@@ -183,6 +183,16 @@ impl Params {
         view(&self.training()?.grads, offset, shape)
     }
 
+    /// Elements of an arena, alignment gaps included.
+    pub fn arena_len(&self) -> usize {
+        self.weights.elem_count()
+    }
+
+    /// The arena of weights.
+    pub fn weights(&self) -> &Tensor {
+        &self.weights
+    }
+
     /// The arenas `[weights, m, v]`, for a checkpoint.
     pub fn state(&self) -> Result<[&Tensor; 3]> {
         let t = self.training()?;
@@ -203,14 +213,9 @@ impl Params {
         Ok(())
     }
 
-    /// A copy of all weights, on the device.
-    pub fn snapshot(&self) -> Result<Tensor> {
-        self.weights.copy()
-    }
-
-    /// Puts a copy back.
-    pub fn restore_weights(&self, snapshot: &Tensor) -> Result<()> {
-        self.weights.slice_set(snapshot, 0, 0)
+    /// Replaces the weights alone.
+    pub fn restore_weights(&self, weights: &Tensor) -> Result<()> {
+        self.weights.slice_set(weights, 0, 0)
     }
 
     /// Clears what gradients must start from zero: the rows of the sparse table that the last window touched. All

@@ -1,0 +1,133 @@
+//! Encoder and head together: from a model directory and back, and the one pass that training repeats.
+
+mod checkpoint;
+mod save;
+
+pub use checkpoint::{LoadReport, Pretrained};
+pub use save::BertftJson;
+
+use crate::data::config::TaskKind;
+use crate::data::{Batch, Targets};
+use crate::encoders::{Encoder, Read};
+use crate::error::{Error, Result};
+use crate::heads::SequenceHead;
+use crate::nn::params::{Layout, Params};
+use crate::rng::PassKey;
+use candle_core::{DType, Device, Tensor};
+
+/// Dropout site of the head; the encoder's layers count theirs from 0.
+const HEAD_SITE: u64 = u64::MAX - 1;
+
+/// What the model predicts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    pub kind: TaskKind,
+    /// Label names in the order of their ids; empty for regression.
+    pub labels: Vec<String>,
+}
+
+impl Task {
+    /// Width of the logits.
+    pub fn outputs(&self) -> usize {
+        if self.kind == TaskKind::Regression { 1 } else { self.labels.len() }
+    }
+}
+
+/// An encoder with a head for whole rows.
+#[derive(Debug)]
+pub struct Model {
+    pub params: Params,
+    encoder: Encoder,
+    head: SequenceHead,
+    task: Task,
+}
+
+impl Model {
+    /// Builds the model that `pretrained` describes with a head for `task`. Weights that the checkpoint does not hold are
+    /// drawn from `seed`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when encoder weights are missing or of another shape than `config.json` says.
+    pub fn load(pretrained: &Pretrained, task: Task, seed: u64, device: &Device) -> Result<(Self, LoadReport)> {
+        let config = pretrained.encoder_config().clone();
+        let (hidden, word, pooler) = (config.layer.hidden, config.names.word.clone(), config.names.pooler.clone());
+        let mut layout = Layout::default();
+        let encoder = Encoder::new(&mut layout, config);
+        let head = SequenceHead::new(&mut layout, task.kind, &pooler, hidden, task.outputs());
+        let (weights, report) = pretrained.weights(&layout, &task, seed)?;
+        let params = Params::new(layout, weights, device, Some(&word))?;
+        Ok((Self { params, encoder, head, task }, report))
+    }
+
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    pub fn encoder(&mut self) -> (&mut Encoder, &Params) {
+        (&mut self.encoder, &self.params)
+    }
+
+    /// Logits `[rows, outputs]` in the batch's row order; no dropout, nothing kept.
+    pub fn logits(&mut self, batch: &Batch) -> Result<Tensor> {
+        let hidden = self.encoder.forward(&self.params, batch, Read::First, None, false)?;
+        self.head.logits(&self.params, &hidden)
+    }
+
+    /// Σ over rows of the loss of given logits.
+    pub fn loss_sum(&self, logits: &Tensor, targets: &Targets) -> Result<f64> {
+        Ok(self.head.loss_sum(logits, targets, 0.0)?.to_dtype(DType::F64)?.to_scalar()?)
+    }
+
+    /// Forward and backward of one batch: returns Σ over rows of the loss and leaves the gradients of that sum times `scale` in
+    /// the gradient arena (added if `accumulate`). Dropout is live when there is a key.
+    pub fn forward_backward(
+        &mut self,
+        batch: &Batch,
+        key: Option<PassKey>,
+        smoothing: f64,
+        scale: f64,
+        accumulate: bool,
+    ) -> Result<f64> {
+        let hidden = self.encoder.forward(&self.params, batch, Read::First, key, true)?;
+        let p = self.encoder.config().head_dropout;
+        let dropout =
+            key.map_or(crate::ops::dropout::Dropout::OFF, |k| crate::ops::dropout::Dropout::new(p, k.site(HEAD_SITE)));
+        let pass = self.head.forward(&self.params, &hidden, dropout)?;
+        let loss = self.head.loss_sum(&pass.logits, &batch.targets, smoothing)?;
+        let sum = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        if !sum.is_finite() {
+            return Ok(sum); // the caller stops the run; gradients of a NaN would say nothing
+        }
+        let grad = self.head.backward(&self.params, &pass, &(loss * scale)?, accumulate)?;
+        self.encoder.backward(&mut self.params, &grad, accumulate)?;
+        Ok(sum)
+    }
+
+    /// Names of parameters that the last backward pass did not reach with a finite gradient that is not all zero. The key bias
+    /// is left out: softmax is shift-invariant, so its gradient is zero in exact arithmetic.
+    pub fn unreached(&self) -> Result<Vec<String>> {
+        let mut names = vec![];
+        for spec in self.params.specs() {
+            let square = self.params.grad_square(spec)?;
+            let zero_by_nature = spec.name.ends_with("attention.self.key.bias");
+            if !square.is_finite() || (square == 0.0 && !zero_by_nature) {
+                names.push(spec.name.clone());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Replaces the weights by those of a model directory that this model wrote.
+    pub fn reload(&mut self, pretrained: &Pretrained) -> Result<()> {
+        let mut layout = Layout::default();
+        let encoder = Encoder::new(&mut layout, pretrained.encoder_config().clone());
+        let config = encoder.config();
+        SequenceHead::new(&mut layout, self.task.kind, &config.names.pooler, config.layer.hidden, self.task.outputs());
+        let (weights, report) = pretrained.weights(&layout, &self.task, 0)?;
+        if !report.initialised.is_empty() || weights.len() != self.params.arena_len() {
+            return Err(Error::in_file(pretrained.dir(), "is not the model that this run saved"));
+        }
+        let n = weights.len();
+        Ok(self.params.restore_weights(&Tensor::from_vec(weights, n, self.params.device())?)?)
+    }
+}

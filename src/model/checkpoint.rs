@@ -1,0 +1,249 @@
+//! Reading a Hugging Face model directory: `config.json` and `model.safetensors`, every tensor accounted for.
+
+use super::Task;
+use crate::data::config::TaskKind;
+use crate::encoders::names::{candidates, is_buffer};
+use crate::encoders::{EncoderConfig, FAMILIES};
+use crate::error::{Error, Result};
+use crate::heads::sequence::CLASSIFIER;
+use crate::nn::params::{Init, Layout, Spec};
+use crate::rng::normal;
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// A model directory, opened and checked.
+#[derive(Debug)]
+pub struct Pretrained {
+    dir: PathBuf,
+    json: serde_json::Value,
+    config: EncoderConfig,
+    file: PathBuf,
+    map: Mmap,
+}
+
+/// Where each of the model's tensors came from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LoadReport {
+    /// Tensors taken from the checkpoint.
+    pub loaded: usize,
+    /// Parameters that the checkpoint lacks or holds for other labels: drawn anew.
+    pub initialised: Vec<String>,
+    /// Tensors of the checkpoint that the model has no place for.
+    pub unused: Vec<String>,
+}
+
+impl Pretrained {
+    /// Opens a model directory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a family this version does not have, and for files that are missing or damaged.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::in_file(dir, "is not a directory; expected a Hugging Face model directory"));
+        }
+        let json = read_json(&dir.join("config.json"))?;
+        let config = EncoderConfig::from_json(&json, &dir.join("config.json"))?;
+        let file = dir.join("model.safetensors");
+        if !file.is_file() {
+            let other = ["model.safetensors.index.json", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"];
+            let found = other.into_iter().find(|f| dir.join(f).is_file());
+            let hint = found
+                .map_or_else(String::new, |f| format!("; {f} is there, but this version reads model.safetensors only"));
+            return Err(Error::in_file(dir, format!("has no model.safetensors{hint}")));
+        }
+        let opened = File::open(&file).map_err(|e| Error::io(&file, e))?;
+        // SAFETY: the map is read-only; that nobody rewrites a model file in place while it is open is the same assumption that
+        // every safetensors reader makes.
+        let map = unsafe { Mmap::map(&opened) }.map_err(|e| Error::io(&file, e))?;
+        let this = Self { dir: dir.into(), json, config, file, map };
+        this.tensors()?;
+        Ok(this)
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn encoder_config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// The whole `config.json`.
+    pub fn json(&self) -> &serde_json::Value {
+        &self.json
+    }
+
+    /// Labels by `id2label`, in id order; `None` when it is absent. An error when ids have gaps.
+    pub fn labels(&self) -> Result<Option<Vec<String>>> {
+        let Some(map) = self.json.get("id2label").and_then(|v| v.as_object()) else { return Ok(None) };
+        let mut out = vec![None; map.len()];
+        for (id, name) in map {
+            let slot = id.parse::<usize>().ok().and_then(|i| out.get_mut(i));
+            let (Some(slot), Some(name)) = (slot, name.as_str()) else {
+                return Err(
+                    self.wrong(format!("id2label entry {id:?} is not one of 0 to {} with a name", map.len() - 1))
+                );
+            };
+            *slot = Some(name.to_owned());
+        }
+        Ok(out.into_iter().collect())
+    }
+
+    /// The task that a fine-tuned directory was made for, by `problem_type` or the number of labels.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for tasks that are not in this version, and where there is no classifier.
+    pub fn task(&self) -> Result<Task> {
+        let labels = self.labels()?;
+        let outputs = self.tensors()?.tensor(&format!("{CLASSIFIER}.weight")).ok().map(|t| t.shape().to_vec());
+        let Some(&[outputs, _]) = outputs.as_deref() else {
+            return Err(Error::in_file(
+                &self.file,
+                "has no classifier: train the model first, or give a fine-tuned one",
+            ));
+        };
+        let labels = labels.unwrap_or_else(|| (0..outputs).map(|i| format!("LABEL_{i}")).collect());
+        if labels.len() != outputs {
+            return Err(
+                self.wrong(format!("id2label has {} labels and classifier.weight {outputs} rows", labels.len()))
+            );
+        }
+        match self.json.get("problem_type").and_then(|v| v.as_str()) {
+            Some("regression") if outputs == 1 => Ok(Task { kind: TaskKind::Regression, labels: vec![] }),
+            Some("single_label_classification") => Ok(Task { kind: TaskKind::Classification, labels }),
+            Some(other) => {
+                Err(self.wrong(format!("problem_type {other:?} with {outputs} outputs is not in this version")))
+            }
+            None if outputs == 1 => Ok(Task { kind: TaskKind::Regression, labels: vec![] }),
+            None => Ok(Task { kind: TaskKind::Classification, labels }),
+        }
+    }
+
+    fn wrong(&self, message: String) -> Error {
+        Error::in_file(self.dir.join("config.json"), message)
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.map).map_err(|e| {
+            Error::in_file(&self.file, format!("is not a whole safetensors file ({e}); copy or download it again"))
+        })
+    }
+
+    /// The arena's values for `layout`.
+    pub(super) fn weights(&self, layout: &Layout, task: &Task, seed: u64) -> Result<(Vec<f32>, LoadReport)> {
+        let tensors = self.tensors()?;
+        let names: HashSet<&str> = tensors.names().into_iter().collect();
+        let mut arena = vec![0f32; layout.arena_len()];
+        let mut report = LoadReport::default();
+        let (mut used, mut missing) = (HashSet::new(), vec![]);
+        let keep_classifier = self.classifier_fits(task, &tensors)?;
+        for spec in layout.specs() {
+            let classifier = spec.name.starts_with(CLASSIFIER);
+            let found =
+                candidates(&spec.name, self.config.names.prefix).into_iter().find(|n| names.contains(n.as_str()));
+            match found {
+                Some(name) if !classifier || keep_classifier => {
+                    let view = tensors.tensor(&name).map_err(|e| Error::in_file(&self.file, e.to_string()))?;
+                    self.copy(&view, &name, spec, &mut arena[spec.range()])?;
+                    report.loaded += 1;
+                    used.insert(name);
+                }
+                found => {
+                    if !classifier && !spec.name.starts_with(&self.config.names.pooler) {
+                        missing.push(spec.name.as_str());
+                    }
+                    used.extend(found);
+                    initialise(&mut arena[spec.range()], spec, seed, self.config.initializer_range);
+                    report.initialised.push(spec.name.clone());
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return Err(self.missing(&missing, &names));
+        }
+        report.unused = names.iter().filter(|n| !used.contains(**n) && !is_buffer(n)).map(|n| n.to_string()).collect();
+        report.unused.sort();
+        Ok((arena, report))
+    }
+
+    /// Whether the checkpoint's classifier answers the task's question: as many outputs, and the same labels where the
+    /// checkpoint names them.
+    fn classifier_fits(&self, task: &Task, tensors: &SafeTensors<'_>) -> Result<bool> {
+        let Ok(weight) = tensors.tensor(&format!("{CLASSIFIER}.weight")) else { return Ok(false) };
+        if weight.shape() != [task.outputs(), self.config.layer.hidden] {
+            return Ok(false);
+        }
+        let Some(labels) = self.labels()? else { return Ok(true) };
+        let generic = |l: &[String]| l.iter().enumerate().all(|(i, l)| *l == format!("LABEL_{i}"));
+        let numbers = |l: &[String]| l.iter().enumerate().all(|(i, l)| *l == i.to_string());
+        Ok(task.kind == TaskKind::Regression || labels == task.labels || (generic(&labels) && numbers(&task.labels)))
+    }
+
+    fn missing(&self, missing: &[&str], names: &HashSet<&str>) -> Error {
+        let shown = missing.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        let why = if names.iter().any(|n| n.contains("encoder.layer.0.")) {
+            "config.json does not match the weights"
+        } else {
+            "the file does not hold a BERT encoder"
+        };
+        let supported = FAMILIES.join(", ");
+        Error::in_file(
+            &self.file,
+            format!("{} tensors are missing, such as {shown}: {why} (supported families: {supported})", missing.len()),
+        )
+    }
+
+    /// Widens a tensor to f32 into its place.
+    fn copy(&self, view: &TensorView<'_>, name: &str, spec: &Spec, to: &mut [f32]) -> Result<()> {
+        if view.shape() != spec.shape {
+            let message = format!("tensor {name} has shape {:?}, config.json says {:?}", view.shape(), spec.shape);
+            return Err(Error::in_file(&self.file, message));
+        }
+        let bytes = view.data();
+        match view.dtype() {
+            Dtype::F32 => to
+                .iter_mut()
+                .zip(bytes.chunks_exact(4))
+                .for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            Dtype::F16 => to
+                .iter_mut()
+                .zip(bytes.chunks_exact(2))
+                .for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
+            Dtype::BF16 => to
+                .iter_mut()
+                .zip(bytes.chunks_exact(2))
+                .for_each(|(o, b)| *o = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+            other => {
+                return Err(Error::in_file(
+                    &self.file,
+                    format!("tensor {name} is {other:?}; expected F32, F16 or BF16"),
+                ));
+            }
+        }
+        match to.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(Error::in_file(
+                &self.file,
+                format!("tensor {name} holds {} at element {i}; the file is damaged", to[i]),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
+    match spec.init {
+        Init::Normal => to.copy_from_slice(&normal(seed, &spec.name, to.len(), std)),
+        Init::Zeros => to.fill(0.0),
+        Init::Ones => to.fill(1.0),
+    }
+}
+
+/// A JSON file, or an error with its line.
+pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::at_line(path, e.line() as u64, format!("is not JSON: {e}")))
+}

@@ -1,0 +1,148 @@
+//! Writing a Hugging Face model directory that `AutoModelForSequenceClassification.from_pretrained` loads.
+
+use super::checkpoint::read_json;
+use super::{Model, Pretrained};
+use crate::data::config::{Column, TaskKind};
+use crate::error::{Error, Result};
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// `bertft.json`: what a model directory of ours says beyond the Hugging Face files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BertftJson {
+    pub version: String,
+    /// `classification` or `regression`.
+    pub task: String,
+    pub text: Column,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_pair: Option<Column>,
+    pub label: Column,
+    pub header: bool,
+    pub max_length: usize,
+}
+
+impl BertftJson {
+    /// That of a model directory, if it has one.
+    pub fn read(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join("bertft.json");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        serde_json::from_value(read_json(&path)?).map(Some).map_err(|e| Error::in_file(&path, e.to_string()))
+    }
+}
+
+/// Files that go along unchanged when the source has them.
+const TOKENIZER_FILES: &[&str] =
+    &["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"];
+
+impl Model {
+    /// Writes the model as a Hugging Face directory at `dir`, replacing what is there only once all is written. Tokenizer
+    /// files come from `source`, the directory that training started from.
+    pub fn save(&self, dir: &Path, source: &Pretrained, extra: &BertftJson) -> Result<()> {
+        let new = sibling(dir, "new");
+        remove(&new)?;
+        std::fs::create_dir_all(&new).map_err(|e| Error::io(&new, e))?;
+        self.save_weights(&new.join("model.safetensors"))?;
+        write_json(&new.join("config.json"), &self.config_json(source))?;
+        for name in TOKENIZER_FILES {
+            let from = source.dir().join(name);
+            if from.is_file() {
+                std::fs::copy(&from, new.join(name)).map_err(|e| Error::io(&from, e))?;
+            }
+        }
+        write_json(&new.join("bertft.json"), &serde_json::to_value(extra).map_err(|e| Error::Failed(e.to_string()))?)?;
+        let card = self.model_card(source, extra);
+        std::fs::write(new.join("README.md"), card).map_err(|e| Error::io(new.join("README.md"), e))?;
+        let old = sibling(dir, "old");
+        remove(&old)?;
+        if dir.exists() {
+            std::fs::rename(dir, &old).map_err(|e| Error::io(dir, e))?;
+        }
+        std::fs::rename(&new, dir).map_err(|e| Error::io(dir, e))?;
+        remove(&old)
+    }
+
+    fn save_weights(&self, path: &Path) -> Result<()> {
+        let weights: Vec<f32> = self.params.weights().to_vec1()?;
+        let mut views = vec![];
+        for spec in self.params.specs() {
+            let bytes = bytemuck::cast_slice(&weights[spec.range()]);
+            let view =
+                TensorView::new(Dtype::F32, spec.shape.clone(), bytes).map_err(|e| Error::Failed(e.to_string()))?;
+            views.push((spec.name.clone(), view));
+        }
+        // `transformers` refuses files whose metadata do not name the framework.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize_to_file(views, Some(metadata), path)
+            .map_err(|e| Error::Failed(format!("{}: cannot be written: {e}", path.display())))
+    }
+
+    fn config_json(&self, source: &Pretrained) -> serde_json::Value {
+        let mut config = source.json().clone();
+        let task = self.task();
+        let names: Vec<String> =
+            if task.kind == TaskKind::Regression { vec!["LABEL_0".into()] } else { task.labels.clone() };
+        let problem = match task.kind {
+            TaskKind::Classification => "single_label_classification",
+            TaskKind::Regression => "regression",
+        };
+        let id2label: serde_json::Map<_, _> =
+            names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
+        let label2id: serde_json::Map<_, _> = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
+        config["architectures"] = json!(["BertForSequenceClassification"]);
+        config["id2label"] = id2label.into();
+        config["label2id"] = label2id.into();
+        config["problem_type"] = json!(problem);
+        config["torch_dtype"] = json!("float32");
+        if let Some(map) = config.as_object_mut() {
+            map.shift_remove("dtype"); // the newer name of torch_dtype
+            map.shift_remove("_name_or_path");
+        }
+        config
+    }
+
+    fn model_card(&self, source: &Pretrained, extra: &BertftJson) -> String {
+        let base = source.dir().file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let what = match self.task().kind {
+            TaskKind::Classification => format!("one of {} labels", self.task().labels.len()),
+            TaskKind::Regression => "a number".into(),
+        };
+        let kind = if extra.text_pair.is_some() { "a pair of texts" } else { "a text" };
+        format!(
+            "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- bertft\n---\n\n# {} of {base}\n\n\
+             Fine-tuned with bertft {}: predicts {what} for {kind} of up to {} tokens.\n\n\
+             ```python\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
+             model = AutoModelForSequenceClassification.from_pretrained(\".\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\".\")\n```\n\n\
+             ```sh\nbertft predict --model . texts.txt\n```\n",
+            if self.task().kind == TaskKind::Regression { "Regressor" } else { "Classifier" },
+            extra.version,
+            extra.max_length
+        )
+    }
+}
+
+/// `dir` with a suffix, beside it.
+fn sibling(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    dir.with_file_name(name)
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Writes indented JSON with a line end.
+pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Failed(e.to_string()))?;
+    std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
+}
