@@ -11,6 +11,7 @@ pub mod model;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod predict;
 pub mod rng;
 pub mod train;
 

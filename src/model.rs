@@ -3,7 +3,7 @@
 mod checkpoint;
 mod save;
 
-pub use checkpoint::{LoadReport, Pretrained};
+pub use checkpoint::{LoadReport, Pretrained, describe_load};
 pub use save::BertftJson;
 
 use crate::data::config::TaskKind;

@@ -1,12 +1,19 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
+use super::prepare::dataset;
+use super::scoring::Scoring;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
-use crate::data::config::Column;
-use crate::error::{Error, Result};
+use crate::data::config::{Column, TaskKind};
+use crate::data::labels::value_targets;
+use crate::data::{Example, LabelMap};
+use crate::error::Result;
+use crate::metrics::gate::{Gate, check};
+use crate::metrics::{Family, names};
+use crate::train::eval::evaluate;
 use clap::Args;
+use serde_json::json;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// Score a model on a labelled file
 ///
@@ -28,10 +35,10 @@ pub struct EvalArgs {
     pub data: PathBuf,
     /// Exit with 3 if the metric is below the bound; may be repeated
     #[arg(long, value_name = "METRIC=X")]
-    pub fail_under: Vec<Gate>,
+    pub fail_under: Vec<String>,
     /// Exit with 3 if the metric is above the bound; may be repeated
     #[arg(long, value_name = "METRIC=X")]
-    pub fail_over: Vec<Gate>,
+    pub fail_over: Vec<String>,
     /// Column of the label: name or 0-based index [default: as in training, else label]
     #[arg(long, value_name = "COLUMN")]
     pub label: Option<Column>,
@@ -39,40 +46,65 @@ pub struct EvalArgs {
     pub input: InputArgs,
 }
 
-/// A bound that a metric must keep.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gate {
-    pub metric: String,
-    /// Finite.
-    pub bound: f64,
-}
-
-impl FromStr for Gate {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let wrong = || "expected METRIC=X with a number, such as accuracy=0.9".to_owned();
-        let (metric, bound) = s.split_once('=').ok_or_else(wrong)?;
-        let bound = bound.trim().parse::<f64>().ok().filter(|x| x.is_finite()).ok_or_else(wrong)?;
-        let metric = metric.trim();
-        if metric.is_empty() { Err(wrong()) } else { Ok(Self { metric: metric.into(), bound }) }
+pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
+    let mut gates = vec![];
+    for text in &args.fail_under {
+        gates.push(Gate::fail_under(text)?);
     }
-}
-
-pub fn run(_args: &EvalArgs, _globals: &Globals, _ui: &mut Ui) -> Result<()> {
-    Err(Error::Failed("not wired yet".into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gates() {
-        assert_eq!("f1=0.5".parse(), Ok(Gate { metric: "f1".into(), bound: 0.5 }));
-        assert_eq!(" loss = 1e-1 ".parse(), Ok(Gate { metric: "loss".into(), bound: 0.1 }));
-        for wrong in ["f1", "f1=", "=1", "f1=high", "f1=nan", "f1=inf"] {
-            assert!(wrong.parse::<Gate>().is_err(), "{wrong}");
+    for text in &args.fail_over {
+        gates.push(Gate::fail_over(text)?);
+    }
+    let mut scoring = Scoring::open(&args.model, &args.input, globals)?;
+    let task = scoring.model.task().clone();
+    let family = match task.kind {
+        TaskKind::Classification => Family::Classification { classes: task.labels.len() },
+        TaskKind::Regression => Family::Regression,
+    };
+    for gate in &gates {
+        gate.known(names(family))?;
+    }
+    let examples = scoring.read_labelled(&args.data, args.label.as_ref())?;
+    let targets = match task.kind {
+        TaskKind::Regression => value_targets(&examples, &args.data)?,
+        TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &args.data)?,
+    };
+    let data =
+        dataset(&scoring.pretrained, &scoring.tokenizer, &examples, targets, &args.data, scoring.max_length, ui)?;
+    let result = evaluate(&mut scoring.model, &data, scoring.batch_size, ui)?;
+    let per_second = result.samples as f64 / result.seconds;
+    if ui.is_json() {
+        let mut object = json!({
+            "event": "eval",
+            "samples": result.samples,
+            "seconds": result.seconds,
+            "samples_per_second": per_second,
+            "metrics": result.metrics,
+        });
+        if let Some(report) = &result.report {
+            let classes: serde_json::Map<_, _> =
+                task.labels.iter().cloned().zip(report.per_class.iter().map(|c| json!(c))).collect();
+            object["per_class"] = classes.into();
+            object["confusion_matrix"] = json!(report.confusion.chunks(task.labels.len()).collect::<Vec<_>>());
         }
+        ui.out_json(&object)?;
+    } else {
+        if let Some(report) = &result.report {
+            ui.out(&report.tables(&task.labels).to_string())?;
+            ui.out("")?;
+        }
+        let split = args.data.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        ui.out_metrics(&[(&split, &result.metrics)])?;
+        ui.note(&format!("{} samples in {:.2} s, {per_second:.0}/s", result.samples, result.seconds));
     }
+    check(&gates, &result.metrics)
+}
+
+/// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
+fn label_map(labels: &[String], examples: &[Example]) -> Result<LabelMap> {
+    let generic = labels.iter().enumerate().all(|(i, l)| *l == format!("LABEL_{i}"));
+    let by_name = examples.iter().any(|e| e.label.as_ref().is_some_and(|l| labels.contains(l)));
+    if generic && !by_name {
+        return LabelMap::new((0..labels.len()).map(|i| i.to_string()).collect());
+    }
+    LabelMap::new(labels.to_vec())
 }

@@ -4,6 +4,8 @@ pub mod config;
 pub mod eval;
 pub mod info;
 pub mod predict;
+pub mod prepare;
+pub mod scoring;
 pub mod train;
 pub mod ui;
 

@@ -1,10 +1,15 @@
 //! `bertft predict`: a model and rows to one JSON object a row.
 
+use super::scoring::Scoring;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
+use crate::data::{Example, Reader};
 use crate::error::{Error, Result};
+use crate::predict::Predictor;
 use clap::Args;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 /// Predict the rows of a file or of standard input
 ///
@@ -32,6 +37,67 @@ pub struct PredictArgs {
     pub input: InputArgs,
 }
 
-pub fn run(_args: &PredictArgs, _globals: &Globals, _ui: &mut Ui) -> Result<()> {
-    Err(Error::Failed("not wired yet".into()))
+pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
+    let mut scoring = Scoring::open(&args.model, &args.input, globals)?;
+    let file = args.file.as_deref().filter(|f| *f != Path::new("-"));
+    let options = scoring.read_options(file, None)?;
+    let reader = match file {
+        Some(file) => Reader::open(file, &options)?,
+        None => Reader::from_stream(std::io::stdin(), "standard input", &options)?,
+    };
+    let mut output = match &args.output {
+        Some(path) => Some((BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?), path)),
+        None => None,
+    };
+    let (batch_size, max_length) = (scoring.batch_size, scoring.max_length);
+    let mut predictor = Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length);
+    for chunk in chunks(reader, CHUNK) {
+        let mut lines = String::new();
+        for prediction in predictor.predict(&chunk?)? {
+            let json = serde_json::to_string(&prediction).map_err(|e| Error::Failed(e.to_string()))?;
+            lines.push_str(&json);
+            lines.push('\n');
+        }
+        match &mut output {
+            Some((file, path)) => file.write_all(lines.as_bytes()).map_err(|e| Error::io(path, e))?,
+            None => ui.out(&lines)?,
+        }
+    }
+    match &mut output {
+        Some((file, path)) => file.flush().map_err(|e| Error::io(path, e)),
+        None => Ok(()),
+    }
+}
+
+/// Rows predicted together at most; enough for batches of like length.
+const CHUNK: usize = 1024;
+
+/// The reader's rows in pieces: as many as have arrived, so that a slow source is answered at once and a file goes in
+/// full pieces. Rows before a bad one still come.
+fn chunks(reader: Reader, most: usize) -> impl Iterator<Item = Result<Vec<Example>>> {
+    let (send, receive) = std::sync::mpsc::sync_channel(2 * most);
+    std::thread::spawn(move || {
+        // The receiver goes away when a prediction fails; then there is nothing left to do.
+        let mut reader = reader;
+        reader.try_for_each(|row| send.send(row))
+    });
+    let mut failed = None;
+    std::iter::from_fn(move || {
+        if let Some(e) = failed.take() {
+            return Some(Err(e));
+        }
+        let mut chunk = vec![];
+        let mut next = receive.recv().ok();
+        while let Some(row) = next {
+            match row {
+                Ok(example) => chunk.push(example),
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            }
+            next = if chunk.len() < most { receive.try_recv().ok() } else { None };
+        }
+        if chunk.is_empty() { failed.take().map(Err) } else { Some(Ok(chunk)) }
+    })
 }

@@ -1,10 +1,20 @@
 //! `bertft train`: a config file to a run directory.
 
 use super::Globals;
+use super::prepare::Prepared;
 use super::ui::Ui;
+use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::model::{BertftJson, LoadReport, Model};
+use crate::train::eval::evaluate;
+use crate::train::log::{Event, Reporter};
+use crate::train::run_dir::{EventLog, Existing, RunDir, State};
+use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
 use clap::Args;
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// Fine-tune a model as a config file says
 ///
@@ -39,6 +49,180 @@ pub struct TrainArgs {
     pub dry_run: bool,
 }
 
-pub fn run(_args: &TrainArgs, _globals: &Globals, _ui: &mut Ui) -> Result<()> {
-    Err(Error::Failed("not wired yet".into()))
+pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
+    let started = Instant::now();
+    let config = RunConfig::load_for_run(&args.config, &args.set, args.output.as_deref())?;
+    let existing = match (args.overwrite, args.resume) {
+        (true, _) => Existing::Overwrite,
+        (_, true) => Existing::Resume,
+        _ => Existing::Refuse,
+    };
+    let run = RunDir::check(&config.output.dir, existing)?;
+    let device = globals.device()?;
+    ui.watch_signals()?;
+    let prepared = Prepared::new(&config, ui)?;
+    let seed = config.train.seed;
+    let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, &device)?;
+    let (_, total_steps) = count_steps(&config.train, prepared.train.len());
+    if args.dry_run {
+        return dry_run(&config, &prepared, &report, total_steps, ui);
+    }
+
+    run.prepare(existing)?;
+    model.params.start_training()?;
+    let state = if args.resume { run.load_checkpoint(&mut model)? } else { State::default() };
+    if state.step > total_steps {
+        return Err(Error::input(format!(
+            "the checkpoint is at step {}, past the {total_steps} steps of the config; raise train.epochs or use --overwrite",
+            state.step
+        )));
+    }
+    let mut log = EventLog::open(&run, state.events_bytes)?;
+    let mut events = vec![Event::Start {
+        version: env!("CARGO_PKG_VERSION").into(),
+        task: config.task.kind.name().into(),
+        model: config.model.path.clone(),
+        device: globals.device.clone(),
+        threads: globals.threads(),
+        precision: config.train.precision.name().into(),
+        seed,
+        output: run.path().display().to_string(),
+        parameters: model.params.count(),
+        trainable_parameters: model.params.count(),
+        loaded: report.loaded,
+        initialised: report.initialised,
+        unused: report.unused,
+        total_steps,
+        epochs: config.train.epochs,
+        resumed_from: args.resume.then_some(state.step),
+    }];
+    events.extend(prepared.data_events());
+    for event in &events {
+        log.write(event)?;
+        ui.event(event);
+    }
+    run.write("config.toml", &config.to_toml()?)?;
+    run.write("run.json", &manifest(&config, &prepared, globals)?)?;
+
+    let extra = BertftJson {
+        version: env!("CARGO_PKG_VERSION").into(),
+        task: config.task.kind.name().into(),
+        text: config.data.text.clone(),
+        text_pair: config.data.text_pair.clone(),
+        label: config.data.label.clone(),
+        header: config.data.header,
+        max_length: config.data.max_length,
+    };
+    let outcome = Trainer {
+        model: &mut model,
+        train: &prepared.train,
+        eval: prepared.eval.as_ref(),
+        config: &config.train,
+        run: &run,
+        source: &prepared.pretrained,
+        extra: &extra,
+        log: &mut log,
+        reporter: ui,
+        started,
+    }
+    .run(state)?;
+    finish(&config, &prepared, &run, model, outcome, log, ui)
+}
+
+/// Scores the test split with the best model and closes the run.
+fn finish(
+    config: &RunConfig,
+    prepared: &Prepared,
+    run: &RunDir,
+    mut model: Model,
+    outcome: Outcome,
+    mut log: EventLog,
+    ui: &mut Ui,
+) -> Result<()> {
+    let state = &outcome.state;
+    let mut test_metrics = None;
+    if let Some(test) = &prepared.test {
+        let result = evaluate(&mut model, test, config.train.eval_batch_size, ui)?;
+        let event = Event::Eval {
+            split: "test".into(),
+            step: state.best.as_ref().map_or(state.step, |b| b.step),
+            epoch: outcome.epochs,
+            samples: result.samples,
+            seconds: result.seconds,
+            samples_per_second: result.samples as f64 / result.seconds,
+            metrics: result.metrics.clone(),
+            best: false,
+        };
+        log.write(&event)?;
+        ui.event(&event);
+        test_metrics = Some(result.metrics);
+    }
+    let metrics = collect_metrics(state, test_metrics.as_ref())?;
+    let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::Failed(e.to_string()))?;
+    run.write("metrics.json", &(text + "\n"))?;
+    let model_dir = run.model().display().to_string();
+    let done = Event::Done {
+        steps: state.step,
+        epochs: outcome.epochs,
+        train_seconds: state.train_seconds,
+        samples_per_second: state.samples as f64 / state.train_seconds,
+        tokens_per_second: state.tokens as f64 / state.train_seconds,
+        first_step_seconds: outcome.first_step_seconds,
+        peak_rss_bytes: peak_rss_bytes(),
+        model: model_dir.clone(),
+        metrics,
+    };
+    log.write(&done)?;
+    ui.event(&done);
+    let data = config.data.test.as_ref().unwrap_or(&config.data.train).display();
+    ui.note(&format!(
+        "\nNext:\n  bertft eval --model {model_dir} --data {data}\n  echo 'a text of yours' | bertft predict --model {model_dir}"
+    ));
+    Ok(())
+}
+
+fn dry_run(config: &RunConfig, prepared: &Prepared, report: &LoadReport, steps: u64, ui: &mut Ui) -> Result<()> {
+    prepared.data_events().iter().for_each(|event| ui.event(event));
+    ui.note(&report.to_string());
+    ui.note(&format!(
+        "ok: {steps} steps of {} rows would be trained into {}; nothing was written",
+        config.train.batch_size * config.train.gradient_accumulation_steps,
+        config.output.dir.display()
+    ));
+    Ok(())
+}
+
+/// `run.json`: what the run was made from.
+fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals) -> Result<String> {
+    let mut files = serde_json::Map::new();
+    for (key, path) in config.data.files() {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        files.insert(key.trim_start_matches("data.").into(), json!({ "file": path, "sha256": sha256 }));
+    }
+    let manifest = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "seed": config.train.seed,
+        "device": globals.device,
+        "threads": globals.threads(),
+        "model": config.model.path,
+        "task": config.task.kind.name(),
+        "data": files,
+        "labels": prepared.task.labels,
+        "host": { "os": std::env::consts::OS, "arch": std::env::consts::ARCH, "cpu": format!("{:?}", crate::ops::cpu::level()) },
+    });
+    let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Failed(e.to_string()))?;
+    Ok(text + "\n")
+}
+
+/// The most memory that the process has held so far.
+fn peak_rss_bytes() -> u64 {
+    // SAFETY: getrusage fills the zeroed struct it is given.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    usage.ru_maxrss as u64 * unit
 }

@@ -290,6 +290,7 @@ fn describe(event: &Event) -> Option<String> {
             let Event::Start { parameters, trainable_parameters, total_steps, epochs, resumed_from, .. } = event else {
                 return None;
             };
+            let Event::Start { loaded, initialised, unused, .. } = event else { return None };
             let trained = if parameters == trainable_parameters {
                 "all trained".into()
             } else {
@@ -300,8 +301,10 @@ fn describe(event: &Event) -> Option<String> {
             format!(
                 "bertft {version}: {task} on {device}, {threads} thread{plural}, {precision}, seed {seed}\n\
                  model   {model}: {} parameters, {trained}\n\
+                 weights {}\n\
                  run     {output}: {total_steps} steps, {epochs} epochs{resumed}",
-                count(*parameters)
+                count(*parameters),
+                crate::model::describe_load(*loaded, initialised, unused)
             )
         }
         Event::Data { split, file, rows, tokens, longest, truncated, labels } => {

@@ -6,6 +6,7 @@ pub mod regression;
 
 pub use gate::Gate;
 
+use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 /// Named scores in the order they are shown. A score that is not defined is NaN (`null` in JSON).
@@ -27,6 +28,13 @@ impl Metrics {
     /// The score of that name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+}
+
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let map = serde_json::Map::deserialize(d)?;
+        Ok(Self(map.into_iter().map(|(k, v)| (k, v.as_f64().unwrap_or(f64::NAN))).collect()))
     }
 }
 

@@ -36,6 +36,26 @@ pub struct LoadReport {
     pub unused: Vec<String>,
 }
 
+impl std::fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "weights {}", describe_load(self.loaded, &self.initialised, &self.unused))
+    }
+}
+
+/// One line for a reader; long lists are cut.
+pub fn describe_load(loaded: usize, initialised: &[String], unused: &[String]) -> String {
+    let list = |names: &[String], what: &str| {
+        let more = if names.len() > 4 { ", …" } else { "" };
+        let shown = names.iter().take(4).cloned().collect::<Vec<_>>().join(", ");
+        if names.is_empty() { String::new() } else { format!("; {} {what} ({shown}{more})", names.len()) }
+    };
+    format!(
+        "{loaded} tensors loaded{}{}",
+        list(initialised, "newly initialised"),
+        list(unused, "of the checkpoint unused")
+    )
+}
+
 impl Pretrained {
     /// Opens a model directory.
     ///

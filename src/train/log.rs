@@ -20,6 +20,12 @@ pub enum Event {
         /// Number of weights.
         parameters: usize,
         trainable_parameters: usize,
+        /// Tensors taken from the checkpoint.
+        loaded: usize,
+        /// Parameters drawn anew.
+        initialised: Vec<String>,
+        /// Tensors of the checkpoint that have no place in the model.
+        unused: Vec<String>,
         /// Optimizer steps of the whole run.
         total_steps: u64,
         epochs: f64,

@@ -1,0 +1,103 @@
+//! What `eval` and `predict` share: a model directory opened for scoring, and how its inputs are read.
+
+use super::prepare::check_max_length;
+use super::{Globals, InputArgs};
+use crate::data::config::{Column, Format};
+use crate::data::{Example, ReadOptions, Reader, Tokenizer, read_examples};
+use crate::error::{Error, Result};
+use crate::model::{BertftJson, Model, Pretrained};
+use std::path::{Path, PathBuf};
+
+/// A fine-tuned model, its tokenizer and the options in force: arguments over `bertft.json` over defaults.
+pub struct Scoring {
+    pub pretrained: Pretrained,
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+    pub batch_size: usize,
+    pub max_length: usize,
+    input: InputArgs,
+    extra: Option<BertftJson>,
+}
+
+impl Scoring {
+    /// Opens a run directory or any Hugging Face model directory with a classifier.
+    pub fn open(dir: &Path, input: &InputArgs, globals: &Globals) -> Result<Self> {
+        let dir = model_dir(dir);
+        let pretrained = Pretrained::open(&dir)?;
+        let extra = BertftJson::read(&dir)?;
+        let positions = pretrained.encoder_config().embedding.positions;
+        let max_length = match (input.max_length, &extra) {
+            (Some(n), _) => n,
+            (None, Some(extra)) => extra.max_length,
+            (None, None) => positions.min(128),
+        };
+        check_max_length(&pretrained, max_length, "--max-length")?;
+        let tokenizer = Tokenizer::load(&dir)?;
+        let (model, report) = Model::load(&pretrained, pretrained.task()?, 0, &globals.device()?)?;
+        if !report.initialised.is_empty() {
+            let message = format!("lacks {}; it is not a fine-tuned model", report.initialised.join(", "));
+            return Err(Error::in_file(&dir, message));
+        }
+        let batch_size = input.batch_size.unwrap_or(32);
+        Ok(Self { pretrained, model, tokenizer, batch_size, max_length, input: input.clone(), extra })
+    }
+
+    /// How rows are read from `file` (`None`: standard input).
+    pub fn read_options(&self, file: Option<&Path>, label: Option<Column>) -> Result<ReadOptions> {
+        let (input, extra) = (&self.input, self.extra.as_ref());
+        let named = |name: &str| Column::Name(name.into());
+        let mut options = ReadOptions {
+            format: input.format,
+            text: input.text.clone().or(extra.map(|e| e.text.clone())).unwrap_or(named("text")),
+            text_pair: input.text_pair.clone().or(extra.and_then(|e| e.text_pair.clone())),
+            label,
+            header: !input.no_header && extra.is_none_or(|e| e.header),
+        };
+        if is_jsonl(file, input.format) {
+            // A model trained on a file without header knows columns by number; JSON has names only.
+            options.header = true;
+            for (column, name) in [
+                (Some(&mut options.text), "text"),
+                (options.text_pair.as_mut(), "text_pair"),
+                (options.label.as_mut(), "label"),
+            ] {
+                if let Some(column) = column
+                    && matches!(column, Column::Index(_))
+                {
+                    *column = named(name);
+                }
+            }
+        }
+        // A directory made elsewhere does not say whether it wants pairs: take the column when the file has it.
+        if let (Some(file), None, None) = (file, extra, &options.text_pair) {
+            let with_pair = ReadOptions { text_pair: Some(named("text_pair")), ..options.clone() };
+            if matches!(Reader::open(file, &with_pair).map(|mut r| r.next()), Ok(Some(Ok(_)))) {
+                return Ok(with_pair);
+            }
+        }
+        Ok(options)
+    }
+
+    /// All rows of a labelled file.
+    pub fn read_labelled(&self, file: &Path, label: Option<&Column>) -> Result<Vec<Example>> {
+        let label =
+            label.cloned().or(self.extra.as_ref().map(|e| e.label.clone())).unwrap_or(Column::Name("label".into()));
+        read_examples(file, &self.read_options(Some(file), Some(label))?)
+    }
+}
+
+fn is_jsonl(file: Option<&Path>, format: Option<Format>) -> bool {
+    match (format, file) {
+        (Some(format), _) => format == Format::Jsonl,
+        (None, None) => true,
+        (None, Some(file)) => {
+            file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("json"))
+        }
+    }
+}
+
+/// `dir/model` of a run directory, else `dir` itself.
+fn model_dir(dir: &Path) -> PathBuf {
+    let inner = dir.join("model");
+    if !dir.join("config.json").is_file() && inner.join("config.json").is_file() { inner } else { dir.into() }
+}

@@ -1,0 +1,72 @@
+//! Predictions of rows without labels, in input order.
+
+use crate::data::config::TaskKind;
+use crate::data::sampler::length_sorted;
+use crate::data::{Dataset, Example, Targets, Tokenizer};
+use crate::error::Result;
+use crate::heads::sequence::probabilities;
+use crate::metrics::classification::argmax;
+use crate::model::Model;
+use serde::Serialize;
+
+/// One row's answer, as `predict` writes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Prediction {
+    /// 1-based row of the input.
+    pub row: u64,
+    /// Copied when the input has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<serde_json::Value>,
+    /// The label with the highest probability; absent for regression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Its probability, or the regression's value.
+    pub score: f32,
+    /// Every label's probability.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scores: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// A model ready to answer.
+pub struct Predictor<'a> {
+    model: &'a mut Model,
+    tokenizer: &'a Tokenizer,
+    batch_size: usize,
+    max_length: usize,
+}
+
+impl<'a> Predictor<'a> {
+    pub fn new(model: &'a mut Model, tokenizer: &'a Tokenizer, batch_size: usize, max_length: usize) -> Self {
+        Self { model, tokenizer, batch_size, max_length }
+    }
+
+    /// Answers rows, in their order; rows of like length are computed together.
+    pub fn predict(&mut self, rows: &[Example]) -> Result<Vec<Prediction>> {
+        let tokens = self.tokenizer.encode(rows, self.max_length, &mut |_, _| Ok(()))?;
+        let shape = self.model.encoder().0.config().embedding;
+        tokens.check_ids(shape.vocab, shape.types)?;
+        let lengths = tokens.lengths();
+        let data = Dataset { tokens, targets: Targets::None, lines: vec![], file: Default::default() };
+        let outputs = self.model.task().outputs();
+        let mut logits = vec![0f32; rows.len() * outputs];
+        for batch_rows in length_sorted(&lengths, self.batch_size) {
+            let flat: Vec<f32> = self.model.logits(&data.batch(&batch_rows))?.flatten_all()?.to_vec1()?;
+            for (&row, values) in batch_rows.iter().zip(flat.chunks_exact(outputs)) {
+                logits[row * outputs..(row + 1) * outputs].copy_from_slice(values);
+            }
+        }
+        Ok(rows.iter().zip(logits.chunks_exact(outputs)).map(|(row, logits)| self.answer(row, logits)).collect())
+    }
+
+    fn answer(&self, row: &Example, logits: &[f32]) -> Prediction {
+        let (row, id) = (row.row, row.id.clone());
+        let task = self.model.task();
+        if task.kind == TaskKind::Regression {
+            return Prediction { row, id, label: None, score: logits[0], scores: None };
+        }
+        let p = probabilities(logits, logits.len());
+        let best = argmax(logits) as usize;
+        let scores = task.labels.iter().zip(&p).map(|(label, &p)| (label.clone(), p.into())).collect();
+        Prediction { row, id, label: Some(task.labels[best].clone()), score: p[best], scores: Some(scores) }
+    }
+}

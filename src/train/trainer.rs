@@ -1,0 +1,286 @@
+//! The training loop, in reading order.
+
+use super::config::TrainConfig;
+use super::eval::evaluate;
+use super::log::{Event, Phase, Progress, Reporter};
+use super::run_dir::{Best, EventLog, RunDir, State};
+use super::step::{StepConfig, gradients, update};
+use crate::data::sampler::{epoch_order, grouped_by_length};
+use crate::data::{Batch, Dataset};
+use crate::error::{Error, Result};
+use crate::metrics::Metrics;
+use crate::model::{BertftJson, Model, Pretrained};
+use std::time::Instant;
+
+/// Everything a run is made of.
+pub struct Trainer<'a> {
+    pub model: &'a mut Model,
+    pub train: &'a Dataset,
+    pub eval: Option<&'a Dataset>,
+    pub config: &'a TrainConfig,
+    pub run: &'a RunDir,
+    /// Where the tokenizer and `config.json` of the saved model come from.
+    pub source: &'a Pretrained,
+    pub extra: &'a BertftJson,
+    pub log: &'a mut EventLog,
+    pub reporter: &'a mut dyn Reporter,
+    /// When the program began; the first step is measured from it.
+    pub started: Instant,
+}
+
+/// What this session did; a resumed run has several.
+#[derive(Debug, Default)]
+struct Session {
+    seconds: f64,
+    tokens: u64,
+    first_step_seconds: f64,
+    /// Of the last step.
+    learning_rate: f64,
+    grad_norm: f64,
+}
+
+impl Session {
+    fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds
+    }
+}
+
+/// What a finished run leaves behind, with the best model loaded.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub state: State,
+    pub epochs: f64,
+    /// From the start of the program to the end of this session's first update.
+    pub first_step_seconds: f64,
+}
+
+/// Optimizer steps of an epoch and of a run over `rows` rows.
+pub fn count_steps(config: &TrainConfig, rows: usize) -> (u64, u64) {
+    let batches = rows.div_ceil(config.batch_size) as u64;
+    let per_epoch = batches.div_ceil(config.gradient_accumulation_steps as u64);
+    let total = config.max_steps.unwrap_or((config.epochs * per_epoch as f64).ceil() as u64);
+    (per_epoch, total)
+}
+
+impl Trainer<'_> {
+    /// Trains from `state` (a new run's default, or a checkpoint's) to the end.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] when the loss or a gradient is not finite, or a parameter is not reached by the loss;
+    /// [`Error::Interrupted`] after a checkpoint when the reporter asks to stop.
+    pub fn run(mut self, mut state: State) -> Result<Outcome> {
+        let (per_epoch, total) = count_steps(self.config, self.train.len());
+        let step_config = StepConfig::new(self.config, total);
+        let mut session = Session::default();
+        let (mut order, mut order_of) = (vec![], None);
+        while state.step < total && !self.is_out_of_patience(&state) {
+            let epoch = state.step / per_epoch;
+            if order_of != Some(epoch) {
+                order = self.order(epoch);
+                order_of = Some(epoch);
+            }
+            let window = self.window(&order, state.step % per_epoch);
+            self.step(&window, &step_config, &mut state, &mut session)?;
+            if state.step.is_multiple_of(self.config.logging_steps) {
+                self.log_step(&mut state, &session, per_epoch, total)?;
+            }
+
+            let at = |steps: Option<u64>| state.step.is_multiple_of(steps.unwrap_or(per_epoch));
+            let (eval_due, save_due) = (at(self.config.eval_steps), at(self.config.save_steps));
+            if eval_due || state.step == total {
+                self.evaluate(&mut state, per_epoch)?;
+            }
+            let over = state.step == total || self.is_out_of_patience(&state);
+            let interrupted = self.reporter.interrupted() && !over;
+            if save_due || over || interrupted {
+                self.checkpoint(&mut state)?;
+            }
+            if interrupted {
+                return Err(Error::Interrupted { resumable: true });
+            }
+        }
+        self.finish(&state)?;
+        let epochs = state.step as f64 / per_epoch as f64;
+        Ok(Outcome { state, epochs, first_step_seconds: session.first_step_seconds })
+    }
+
+    /// One optimizer step over a window of batches.
+    fn step(&mut self, window: &[Batch], config: &StepConfig, state: &mut State, session: &mut Session) -> Result<()> {
+        let before = Instant::now();
+        let passed = gradients(self.model, window, config, state.step)?;
+        self.must_be_finite(window, state.step, passed.loss_sum, passed.grad_norm)?;
+        if state.step == 0 {
+            self.must_reach_all()?;
+        }
+        session.learning_rate = update(self.model, passed.grad_norm, config, state.step)?;
+        session.grad_norm = passed.grad_norm;
+        let seconds = before.elapsed().as_secs_f64();
+        if session.tokens == 0 {
+            session.first_step_seconds = self.started.elapsed().as_secs_f64();
+        }
+
+        let tokens = window.iter().map(|b| b.ids.len() as u64).sum::<u64>();
+        session.seconds += seconds;
+        session.tokens += tokens;
+        state.step += 1;
+        state.train_seconds += seconds;
+        state.tokens += tokens;
+        state.samples += passed.rows as u64;
+        state.logged_loss += passed.loss_sum;
+        state.logged_rows += passed.rows as u64;
+        self.reporter.progress(Progress {
+            phase: Phase::Train,
+            done: state.step,
+            total: config.schedule.total,
+            loss: passed.loss_sum / passed.rows as f64,
+            learning_rate: session.learning_rate,
+            tokens_per_second: session.tokens_per_second(),
+        });
+        Ok(())
+    }
+
+    fn log_step(&mut self, state: &mut State, session: &Session, per_epoch: u64, total: u64) -> Result<()> {
+        let event = Event::Step {
+            step: state.step,
+            total_steps: total,
+            epoch: state.step as f64 / per_epoch as f64,
+            loss: state.logged_loss / state.logged_rows as f64,
+            learning_rate: session.learning_rate,
+            grad_norm: session.grad_norm,
+            tokens_per_second: session.tokens_per_second(),
+        };
+        (state.logged_loss, state.logged_rows) = (0.0, 0);
+        self.emit(&event)
+    }
+
+    fn is_out_of_patience(&self, state: &State) -> bool {
+        self.config.early_stopping_patience.is_some_and(|p| state.evals_without_gain >= p)
+    }
+
+    /// The rows of an epoch in training order.
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        if self.config.group_by_length {
+            grouped_by_length(&self.train.tokens.lengths(), self.config.batch_size, self.config.seed, epoch)
+        } else {
+            epoch_order(self.train.len(), self.config.seed, epoch)
+        }
+    }
+
+    /// The batches of the `i`-th optimizer step of an epoch.
+    fn window(&self, order: &[usize], i: u64) -> Vec<Batch> {
+        let (size, batches) = (self.config.batch_size, self.config.gradient_accumulation_steps);
+        let from = i as usize * batches * size;
+        let rows = &order[from..(from + batches * size).min(order.len())];
+        rows.chunks(size).map(|rows| self.train.batch(rows)).collect()
+    }
+
+    fn must_be_finite(&self, window: &[Batch], step: u64, loss_sum: f64, grad_norm: f64) -> Result<()> {
+        if loss_sum.is_finite() && grad_norm.is_finite() {
+            return Ok(());
+        }
+        let (what, value) = if loss_sum.is_finite() { ("gradient", grad_norm) } else { ("loss", loss_sum) };
+        let lines: Vec<u64> = window.iter().flat_map(|b| &b.rows).map(|&r| self.train.lines[r]).collect();
+        let shown = lines.iter().take(8).map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let more = if lines.len() > 8 { format!(" and {} more", lines.len() - 8) } else { String::new() };
+        Err(Error::Failed(format!(
+            "step {}: the {what} is {value} on the rows at {} lines {shown}{more}; lower train.learning_rate, raise \
+             train.warmup_ratio, or look at these rows",
+            step + 1,
+            self.train.file.display()
+        )))
+    }
+
+    fn must_reach_all(&self) -> Result<()> {
+        let names = self.model.unreached()?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "step 1: no finite gradient reached {}; the model would not learn there",
+            names.join(", ")
+        )))
+    }
+
+    /// Scores the eval data, if there is any; keeps the model if it is the best.
+    fn evaluate(&mut self, state: &mut State, per_epoch: u64) -> Result<()> {
+        let Some(eval) = self.eval else { return Ok(()) };
+        let result = evaluate(self.model, eval, self.config.eval_batch_size, self.reporter)?;
+        let name = &self.config.metric_for_best_model;
+        let Some(value) = result.metrics.get(name) else {
+            let names: Vec<_> = result.metrics.0.iter().map(|(n, _)| n.as_str()).collect();
+            return Err(Error::input(format!(
+                "train.metric_for_best_model is {name:?}, but this task yields {}",
+                names.join(", ")
+            )));
+        };
+        let so_far = state.best.as_ref().and_then(|b| b.metrics.get(name));
+        let best = value.is_finite()
+            && so_far.is_none_or(|b| if self.config.greater_is_better() { value > b } else { value < b });
+        self.emit(&Event::Eval {
+            split: "eval".into(),
+            step: state.step,
+            epoch: state.step as f64 / per_epoch as f64,
+            samples: result.samples,
+            seconds: result.seconds,
+            samples_per_second: result.samples as f64 / result.seconds,
+            metrics: result.metrics.clone(),
+            best,
+        })?;
+        if best {
+            self.save_model(state.step)?;
+            state.best = Some(Best { step: state.step, metrics: result.metrics });
+            state.evals_without_gain = 0;
+        } else {
+            state.evals_without_gain += 1;
+        }
+        Ok(())
+    }
+
+    fn save_model(&mut self, step: u64) -> Result<()> {
+        let dir = self.run.model();
+        self.model.save(&dir, self.source, self.extra)?;
+        self.emit(&Event::Save { step, path: dir.display().to_string() })
+    }
+
+    fn checkpoint(&mut self, state: &mut State) -> Result<()> {
+        let path = self.run.path().join("checkpoints").join(format!("step-{}", state.step));
+        self.emit(&Event::Save { step: state.step, path: path.display().to_string() })?;
+        state.events_bytes = self.log.len()?;
+        self.run.save_checkpoint(self.model, state, self.config.save_total_limit)?;
+        Ok(())
+    }
+
+    /// Leaves the best model in `model/` and loaded.
+    fn finish(&mut self, state: &State) -> Result<()> {
+        match &state.best {
+            Some(best) if best.step < state.step => self.model.reload(&Pretrained::open(&self.run.model())?),
+            Some(_) => Ok(()),
+            None => {
+                if self.eval.is_some() {
+                    let message = "no evaluation gave a finite score; the last model is kept";
+                    self.emit(&Event::Warning { message: message.into() })?;
+                }
+                self.save_model(state.step)
+            }
+        }
+    }
+
+    fn emit(&mut self, event: &Event) -> Result<()> {
+        self.log.write(event)?;
+        self.reporter.event(event);
+        Ok(())
+    }
+}
+
+/// The metrics of `metrics.json` and the `done` event: `eval` of the best model, `test` when there is one.
+pub fn collect_metrics(state: &State, test: Option<&Metrics>) -> Result<serde_json::Value> {
+    let mut out = serde_json::Map::new();
+    let json = |m: &Metrics| serde_json::to_value(m).map_err(|e| Error::Failed(e.to_string()));
+    if let Some(best) = &state.best {
+        out.insert("eval".into(), json(&best.metrics)?);
+    }
+    if let Some(test) = test {
+        out.insert("test".into(), json(test)?);
+    }
+    Ok(out.into())
+}
