@@ -1,7 +1,7 @@
 //! Which device a run computes on, chosen at run time.
 
 use crate::error::{Error, Result};
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
 /// The device of `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is the best that this build and machine have: the CPU.
 ///
@@ -14,6 +14,15 @@ pub fn parse(name: &str) -> Result<Device> {
             Err(Error::input(format!("the device \"{name}\" is not in this build, which has no CUDA; use cpu or auto")))
         }
         _ => Err(Error::input(format!("the device \"{name}\" is not one of auto, cpu, cuda, cuda:N"))),
+    }
+}
+
+/// What a device is called in output.
+pub fn name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
 

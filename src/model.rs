@@ -5,6 +5,7 @@ mod save;
 
 pub use checkpoint::{LoadReport, Pretrained, describe_load};
 pub use save::BertftJson;
+pub(crate) use save::write_safetensors;
 
 use crate::data::config::TaskKind;
 use crate::data::{Batch, Targets};

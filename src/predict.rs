@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::heads::sequence::probabilities;
 use crate::metrics::classification::argmax;
 use crate::model::Model;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// One row's answer, as `predict` writes it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,7 +24,17 @@ pub struct Prediction {
     pub score: f32,
     /// Every label's probability.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scores: Option<serde_json::Map<String, serde_json::Value>>,
+    pub scores: Option<Scores>,
+}
+
+/// Label and probability, in label order; an object in JSON.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores(pub Vec<(String, f32)>);
+
+impl Serialize for Scores {
+    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
+        s.collect_map(self.0.iter().map(|(label, p)| (label, p)))
+    }
 }
 
 /// A model ready to answer.
@@ -66,7 +76,7 @@ impl<'a> Predictor<'a> {
         }
         let p = probabilities(logits, logits.len());
         let best = argmax(logits) as usize;
-        let scores = task.labels.iter().zip(&p).map(|(label, &p)| (label.clone(), p.into())).collect();
+        let scores = Scores(task.labels.iter().cloned().zip(p.iter().copied()).collect());
         Prediction { row, id, label: Some(task.labels[best].clone()), score: p[best], scores: Some(scores) }
     }
 }

@@ -1,8 +1,11 @@
 //! `bertft config`: templates, the resolved config, and checks without training.
 
+use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::model::Model;
+use candle_core::Device;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::fs::OpenOptions;
@@ -40,7 +43,7 @@ enum ConfigCommand {
   See what an override does:
     bertft config show --config cls.toml --set train.epochs=5")]
     Show(FileArgs),
-    /// Check a config without training: keys, types, values, and that its inputs exist
+    /// Check a config without training: keys, values, every row of the data, labels, lengths and the model's weights
     #[command(after_long_help = "Examples:
   Check before a long run:
     bertft config validate --config cls.toml
@@ -122,7 +125,9 @@ fn show(args: &FileArgs, ui: &mut Ui) -> Result<()> {
 }
 
 fn validate(args: &FileArgs, ui: &mut Ui) -> Result<()> {
-    RunConfig::load_for_run(&args.config, &args.set, None)?;
+    let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
+    let prepared = Prepared::new(&config, ui)?;
+    Model::load(&prepared.pretrained, prepared.task, config.train.seed, &Device::Cpu)?;
     let file = args.config.display();
     if ui.is_json() {
         ui.out_json(&json!({"event": "valid", "file": file.to_string()}))

@@ -1,6 +1,6 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
-use super::prepare::dataset;
+use super::prepare::{dataset, family};
 use super::scoring::Scoring;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
@@ -9,7 +9,7 @@ use crate::data::labels::value_targets;
 use crate::data::{Example, LabelMap};
 use crate::error::Result;
 use crate::metrics::gate::{Gate, check};
-use crate::metrics::{Family, names};
+use crate::metrics::names;
 use crate::train::eval::evaluate;
 use clap::Args;
 use serde_json::json;
@@ -56,12 +56,8 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     }
     let mut scoring = Scoring::open(&args.model, &args.input, globals)?;
     let task = scoring.model.task().clone();
-    let family = match task.kind {
-        TaskKind::Classification => Family::Classification { classes: task.labels.len() },
-        TaskKind::Regression => Family::Regression,
-    };
     for gate in &gates {
-        gate.known(names(family))?;
+        gate.known(names(family(&task)))?;
     }
     let examples = scoring.read_labelled(&args.data, args.label.as_ref())?;
     let targets = match task.kind {

@@ -6,6 +6,7 @@ use crate::data::{
     Dataset, LabelMap, ReadOptions, Targets, Tokenizer, labels::value_targets, read_examples, split_fraction,
 };
 use crate::error::{Error, Result};
+use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::log::{Event, Phase, Progress, Reporter};
 use std::path::{Path, PathBuf};
@@ -64,7 +65,9 @@ impl Prepared {
             _ => (train, eval_file),
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
-        Ok(Self { pretrained, task: Task { kind: config.task.kind, labels: names }, train, eval, test })
+        let task = Task { kind: config.task.kind, labels: names };
+        check_metric(&task, &config.train.metric_for_best_model)?;
+        Ok(Self { pretrained, task, train, eval, test })
     }
 
     /// The splits that there are, by name.
@@ -92,6 +95,27 @@ impl Prepared {
         };
         self.splits().map(event).collect()
     }
+}
+
+/// The scores that the task yields.
+pub fn family(task: &Task) -> Family {
+    match task.kind {
+        TaskKind::Classification => Family::Classification { classes: task.labels.len() },
+        TaskKind::Regression => Family::Regression,
+    }
+}
+
+/// Some metrics are there for two classes only, which the data decide.
+fn check_metric(task: &Task, metric: &str) -> Result<()> {
+    let names = names(family(task));
+    if names.contains(&metric) {
+        return Ok(());
+    }
+    let classes = task.labels.len();
+    let listed = names.join(", ");
+    Err(Error::input(format!(
+        "train.metric_for_best_model is \"{metric}\", but with {classes} labels there is {listed}"
+    )))
 }
 
 /// Tokenises rows and checks their ids against the model.

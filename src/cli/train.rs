@@ -4,12 +4,15 @@ use super::Globals;
 use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
+use crate::data::config::EvalSource;
+use crate::device::name as device_name;
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, LoadReport, Model};
 use crate::train::eval::evaluate;
 use crate::train::log::{Event, Reporter};
 use crate::train::run_dir::{EventLog, Existing, RunDir, State};
 use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
+use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -82,7 +85,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
         task: config.task.kind.name().into(),
         model: config.model.path.clone(),
-        device: globals.device.clone(),
+        device: device_name(&device),
         threads: globals.threads(),
         precision: config.train.precision.name().into(),
         seed,
@@ -102,7 +105,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         ui.event(event);
     }
     run.write("config.toml", &config.to_toml()?)?;
-    run.write("run.json", &manifest(&config, &prepared, globals)?)?;
+    run.write("run.json", &manifest(&config, &prepared, globals, &device)?)?;
 
     let extra = BertftJson {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -174,11 +177,23 @@ fn finish(
     };
     log.write(&done)?;
     ui.event(&done);
-    let data = config.data.test.as_ref().unwrap_or(&config.data.train).display();
-    ui.note(&format!(
-        "\nNext:\n  bertft eval --model {model_dir} --data {data}\n  echo 'a text of yours' | bertft predict --model {model_dir}"
-    ));
+    ui.note(&next_commands(config, &model_dir));
     Ok(())
+}
+
+/// What to try with the new model.
+fn next_commands(config: &RunConfig, model: &str) -> String {
+    let data = match (&config.data.test, &config.data.eval) {
+        (Some(test), _) => test,
+        (None, Some(EvalSource::File(eval))) => eval,
+        _ => &config.data.train,
+    };
+    let data = data.display();
+    let predict = match config.data.text_pair {
+        Some(_) => format!("bertft predict --model {model} {data}"),
+        None => format!("echo 'a text of yours' | bertft predict --model {model}"),
+    };
+    format!("\nNext:\n  bertft eval --model {model} --data {data}\n  {predict}")
 }
 
 fn dry_run(config: &RunConfig, prepared: &Prepared, report: &LoadReport, steps: u64, ui: &mut Ui) -> Result<()> {
@@ -193,7 +208,7 @@ fn dry_run(config: &RunConfig, prepared: &Prepared, report: &LoadReport, steps: 
 }
 
 /// `run.json`: what the run was made from.
-fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals) -> Result<String> {
+fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: &Device) -> Result<String> {
     let mut files = serde_json::Map::new();
     for (key, path) in config.data.files() {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -203,7 +218,7 @@ fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals) -> Resul
     let manifest = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "seed": config.train.seed,
-        "device": globals.device,
+        "device": device_name(device),
         "threads": globals.threads(),
         "model": config.model.path,
         "task": config.task.kind.name(),

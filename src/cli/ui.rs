@@ -318,10 +318,9 @@ fn describe(event: &Event) -> Option<String> {
         ),
         Event::Eval { split, step, epoch, samples, seconds, samples_per_second, metrics, best } => {
             let best = if *best { "  (best so far)" } else { "" };
-            let scores: Vec<_> = metrics.0.iter().map(|(name, x)| format!("{name} {}", score(*x))).collect();
             format!(
-                "{split} at step {step}, epoch {epoch:.2}: {}{best}\n        {samples} samples in {}, {samples_per_second:.0}/s",
-                scores.join("  "),
+                "{split} at step {step}, epoch {epoch:.2}: {}{best}; {samples} rows in {}, {samples_per_second:.0}/s",
+                headline(metrics),
                 duration(*seconds)
             )
         }
@@ -337,6 +336,14 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Error { message, .. } => format!("error: {message}"),
     })
+}
+
+/// The scores that fit a line; the closing table has all.
+fn headline(metrics: &Metrics) -> String {
+    let f1 = if metrics.get("f1").is_some() { "f1" } else { "macro_f1" };
+    let names = ["loss", "accuracy", f1, "mcc", "pearson", "spearman"];
+    let scores = names.iter().filter_map(|name| Some(format!("{name} {}", score(metrics.get(name)?))));
+    scores.collect::<Vec<_>>().join("  ")
 }
 
 /// The splits of a `done` event's metrics; those that were not evaluated have none.

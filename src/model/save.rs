@@ -77,8 +77,7 @@ impl Model {
         }
         // `transformers` refuses files whose metadata do not name the framework.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(views, Some(metadata), path)
-            .map_err(|e| Error::Failed(format!("{}: cannot be written: {e}", path.display())))
+        write_safetensors(views, Some(metadata), path)
     }
 
     fn config_json(&self, source: &Pretrained) -> serde_json::Value {
@@ -139,6 +138,19 @@ fn remove(dir: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(dir, e)),
         _ => Ok(()),
     }
+}
+
+/// Writes a safetensors file that others may read as they may any new file (the crate makes it private to the owner).
+pub(crate) fn write_safetensors(
+    views: Vec<(String, TensorView<'_>)>,
+    metadata: Option<HashMap<String, String>>,
+    path: &Path,
+) -> Result<()> {
+    std::fs::write(path, []).map_err(|e| Error::io(path, e))?;
+    let permissions = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.permissions();
+    safetensors::serialize_to_file(views, metadata, path)
+        .map_err(|e| Error::Failed(format!("{}: cannot be written: {e}", path.display())))?;
+    std::fs::set_permissions(path, permissions).map_err(|e| Error::io(path, e))
 }
 
 /// Writes indented JSON with a line end.

@@ -3,7 +3,7 @@
 use super::log::Event;
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
-use crate::model::Model;
+use crate::model::{Model, write_safetensors};
 use crate::nn::params::Spec;
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -195,8 +195,7 @@ fn save_arenas(model: &Model, path: &Path) -> Result<()> {
         let view = TensorView::new(Dtype::F32, vec![v.len()], bytemuck::cast_slice(v));
         views.push((name.to_string(), view.map_err(|e| Error::Failed(e.to_string()))?));
     }
-    safetensors::serialize_to_file(views, None, path)
-        .map_err(|e| Error::Failed(format!("{}: cannot be written: {e}", path.display())))
+    write_safetensors(views, None, path)
 }
 
 fn load_arenas(model: &mut Model, path: &Path) -> Result<()> {
