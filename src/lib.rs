@@ -13,6 +13,7 @@ pub mod ops;
 pub mod optim;
 pub mod predict;
 pub mod rng;
+pub mod suggest;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -5,8 +5,9 @@
 //! span of a `serde` error finds file and line, or the argument, and by a search of the tree the key path.
 
 use super::{DataConfig, ModelConfig, OutputConfig, RunConfig, TaskConfig};
-use crate::data::config::{Invalid, did_you_mean};
+use crate::data::config::Invalid;
 use crate::error::{Error, Result};
+use crate::suggest::did_you_mean;
 use crate::train::config::TrainConfig;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -195,7 +196,7 @@ impl<'t> Source<'t> {
         let path = &entry.path;
         let text = if message.starts_with("unknown variant `") {
             let names = alternatives(message);
-            let hint = did_you_mean(found.trim_matches(['"', '\'']), &names);
+            let hint = did_you_mean(found.trim_matches(['"', '\'']), names.iter().map(String::as_str));
             format!("{path} is {found}, expected one of {}{hint}", names.join(", "))
         } else if let Some((_, expected)) = message.rsplit_once(", expected ") {
             format!("{path} is {found}, expected {}", in_words(expected))
@@ -308,7 +309,7 @@ fn unknown_key(path: &str, siblings: &[String]) -> String {
     let (table, key) = path.rsplit_once('.').unwrap_or(("", path));
     let mut hint = other_name(key).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
     if hint.is_empty() {
-        hint = did_you_mean(key, siblings);
+        hint = did_you_mean(key, siblings.iter().map(String::as_str));
     }
     if hint.is_empty() {
         let tables = [

@@ -28,28 +28,6 @@ impl TaskKind {
             Self::Regression => "regression",
         }
     }
-
-    /// The metrics that an evaluation of this task yields.
-    pub fn metrics(self) -> &'static [&'static str] {
-        match self {
-            Self::Classification => &[
-                "loss",
-                "accuracy",
-                "precision",
-                "recall",
-                "f1",
-                "macro_precision",
-                "macro_recall",
-                "macro_f1",
-                "micro_f1",
-                "weighted_precision",
-                "weighted_recall",
-                "weighted_f1",
-                "mcc",
-            ],
-            Self::Regression => &["loss", "pearson", "spearman", "mse", "mae", "r2"],
-        }
-    }
 }
 
 impl fmt::Display for TaskKind {
@@ -272,17 +250,6 @@ pub struct Invalid {
 impl Invalid {
     pub fn new(key: &'static str, message: impl Into<String>) -> Self {
         Self { key, message: message.into() }
-    }
-}
-
-/// `; did you mean …?` when one of `names` is close to `found`, else nothing.
-pub fn did_you_mean<S: AsRef<str>>(found: &str, names: &[S]) -> String {
-    let close = |name: &str| strsim::normalized_damerau_levenshtein(&found.to_lowercase(), name);
-    let best = names.iter().map(|n| (close(n.as_ref()), n.as_ref())).max_by(|a, b| a.0.total_cmp(&b.0));
-    match best {
-        // Below about two thirds the names have little in common.
-        Some((score, name)) if score >= 0.65 => format!("; did you mean {name}?"),
-        _ => String::new(),
     }
 }
 

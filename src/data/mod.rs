@@ -15,15 +15,12 @@ pub use labels::LabelMap;
 pub use reader::{ReadOptions, Reader, read_examples};
 pub use tokenize::{Tokenizer, Tokens};
 
-/// ` (did you mean "…"?)` with the candidate nearest to a mistyped name; empty when none is near.
+use crate::suggest::nearest;
+
+/// ` (did you mean "…"?)`, for the middle of a message, with the candidate nearest to a mistyped name of the user's
+/// data; empty when none is near.
 pub(crate) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
-    let name = name.to_lowercase();
-    candidates
-        .into_iter()
-        .map(|c| (strsim::jaro_winkler(&name, &c.to_lowercase()), c))
-        .filter(|(score, _)| *score >= 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or_else(String::new, |(_, c)| format!(" (did you mean \"{}\"?)", shortened(c)))
+    nearest(name, candidates).map_or_else(String::new, |c| format!(" (did you mean \"{}\"?)", shortened(c)))
 }
 
 /// Names as messages show them: at most ten, each cut at 40 characters, so that one bad row cannot flood a terminal.

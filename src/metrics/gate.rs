@@ -1,7 +1,8 @@
 //! Quality gates: `--fail-under accuracy=0.9` and `--fail-over loss=0.5` on the scores of an evaluation.
 
-use super::{Metrics, nearest};
+use super::Metrics;
 use crate::error::{Error, Result};
+use crate::suggest::did_you_mean;
 
 /// One bound on one score.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,7 +51,7 @@ impl Gate {
         if names.contains(&self.metric.as_str()) {
             return Ok(());
         }
-        let hint = nearest(&self.metric, &names).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+        let hint = did_you_mean(&self.metric, names.iter().copied());
         Err(Error::input(format!("there is no metric {:?} here, only {}{hint}", self.metric, names.join(", "))))
     }
 
@@ -120,10 +121,7 @@ mod tests {
     fn an_unknown_metric_is_a_wrong_input_even_beside_a_missed_gate() {
         let (code, text) = message(&[Gate::fail_under("accuracy=1"), Gate::fail_under("acuracy=0.5")]);
         assert_eq!(code, 2);
-        assert_eq!(
-            text,
-            "there is no metric \"acuracy\" here, only loss, accuracy, pearson; did you mean \"accuracy\"?"
-        );
+        assert_eq!(text, "there is no metric \"acuracy\" here, only loss, accuracy, pearson; did you mean accuracy?");
         assert!(!message(&[Gate::fail_under("bleu=0.5")]).1.contains("did you mean"));
     }
 

@@ -72,13 +72,6 @@ pub fn greater_is_better(name: &str) -> bool {
     !matches!(name, "loss" | "mse" | "mae" | "perplexity")
 }
 
-/// The name that `wrong` was most likely meant to be, if one is close.
-pub fn nearest<'a>(wrong: &str, names: &[&'a str]) -> Option<&'a str> {
-    let similar = |name: &str| strsim::jaro_winkler(&wrong.to_lowercase(), name);
-    let best = names.iter().copied().max_by(|a, b| similar(a).total_cmp(&similar(b)))?;
-    (similar(best) > 0.8).then_some(best)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,13 +90,5 @@ mod tests {
     fn an_undefined_score_is_null_in_json() {
         let metrics = Metrics(vec![("b".into(), 0.25), ("a".into(), f64::NAN)]);
         assert_eq!(serde_json::to_string(&metrics).unwrap(), r#"{"b":0.25,"a":null}"#);
-    }
-
-    #[test]
-    fn nearest_names() {
-        let all = names(Family::Classification { classes: 3 });
-        assert_eq!(nearest("Acuracy", &all), Some("accuracy"));
-        assert_eq!(nearest("macrof1", &all), Some("macro_f1"));
-        assert_eq!(nearest("bleu", &all), None);
     }
 }

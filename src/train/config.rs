@@ -1,6 +1,8 @@
 //! The `[train]` table: names and defaults of `transformers.TrainingArguments` where it has them.
 
-use crate::data::config::{Invalid, TaskKind, did_you_mean};
+use crate::data::config::{Invalid, TaskKind};
+use crate::metrics::{self, Family};
+use crate::suggest::did_you_mean;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::str::FromStr;
 
@@ -225,13 +227,11 @@ impl TrainConfig {
 
     fn check_evaluation(&self, task: TaskKind, has_eval: bool) -> Result<(), Invalid> {
         let metric = self.metric_for_best_model.as_str();
-        if !task.metrics().contains(&metric) {
-            let names = task.metrics();
-            let message = format!(
-                "is \"{metric}\", expected a metric of {task}: {}{}",
-                names.join(", "),
-                did_you_mean(metric, names)
-            );
+        // The data is not read yet: two classes have every score that some number of classes has.
+        let names = metrics::names(metric_family(task, 2));
+        if !names.contains(&metric) {
+            let hint = did_you_mean(metric, names.iter().copied());
+            let message = format!("is \"{metric}\", expected a metric of {task}: {}{hint}", names.join(", "));
             return Err(Invalid::new("train.metric_for_best_model", message));
         }
         if has_eval {
@@ -250,6 +250,14 @@ impl TrainConfig {
 
 fn number(key: &'static str, x: f64, valid: impl Fn(f64) -> bool, expected: &str) -> Result<(), Invalid> {
     if valid(x) { Ok(()) } else { Err(Invalid::new(key, format!("is {x}, expected {expected}"))) }
+}
+
+/// The scores that an evaluation of a task yields; `classes` counts for classification alone.
+pub fn metric_family(task: TaskKind, classes: usize) -> Family {
+    match task {
+        TaskKind::Classification => Family::Classification { classes },
+        TaskKind::Regression => Family::Regression,
+    }
 }
 
 #[cfg(test)]
