@@ -8,6 +8,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
+use crate::train::config::metric_family;
 use crate::train::log::{Event, Phase, Progress, Reporter};
 use std::path::{Path, PathBuf};
 
@@ -99,10 +100,7 @@ impl Prepared {
 
 /// The scores that the task yields.
 pub fn family(task: &Task) -> Family {
-    match task.kind {
-        TaskKind::Classification => Family::Classification { classes: task.labels.len() },
-        TaskKind::Regression => Family::Regression,
-    }
+    metric_family(task.kind, task.labels.len())
 }
 
 /// Some metrics are there for two classes only, which the data decide.
