@@ -77,9 +77,12 @@ const CHUNK: usize = 1024;
 fn chunks(reader: Reader, most: usize) -> impl Iterator<Item = Result<Vec<Example>>> {
     let (send, receive) = std::sync::mpsc::sync_channel(2 * most);
     std::thread::spawn(move || {
-        // The receiver goes away when a prediction fails; then there is nothing left to do.
-        let mut reader = reader;
-        reader.try_for_each(|row| send.send(row))
+        for row in reader {
+            // The receiver goes away when a prediction fails; then there is nothing left to do.
+            if send.send(row).is_err() {
+                break;
+            }
+        }
     });
     let mut failed = None;
     std::iter::from_fn(move || {

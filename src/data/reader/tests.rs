@@ -298,7 +298,7 @@ proptest! {
         let lines = bytes.iter().filter(|b| **b == b'\n').count() as u64 + 1;
         for format in [None, Some(Format::Csv), Some(Format::Tsv), Some(Format::Jsonl)] {
             for column in [Column::Index(0), Column::Name("text".into())] {
-                let options = ReadOptions { format: format.clone(), text: column, header, ..ReadOptions::default() };
+                let options = ReadOptions { format, text: column, header, ..ReadOptions::default() };
                 let Ok(reader) = Reader::from_stream(Cursor::new(bytes.clone()), "in", &options) else { continue };
                 let mut last = 0;
                 for example in reader.map_while(Result::ok) {
