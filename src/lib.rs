@@ -1,4 +1,22 @@
-//! bertft fine-tunes BERT-family encoders.
+//! bertft fine-tunes BERT-family encoders: text classification, sentence pairs and regression.
+//!
+//! # Shapes
+//! One legend for the whole crate. A batch is its rows packed end to end, without padding:
+//! - `batch`: rows of a batch; `seq`: length of a row in tokens; `tokens`: Σ seq over the batch;
+//! - `hidden`: width of the encoder, `heads · head_dim`; `inner`: width of the feed-forward part;
+//! - `queries`: tokens that the layers above read (all, or one a row); `labels`: outputs of a head;
+//! - `cu_seqlens`: prefix sums of the rows' lengths, `[batch + 1]`.
+//!
+//! # One training step, top to bottom
+//! 1. [`config`] says what to do; [`data::reader`] reads rows, [`data::labels`] and [`data::tokenize`] make them numbers.
+//! 2. [`data::sampler`] orders the rows of an epoch, [`data::Dataset::batch`] packs some into a [`data::Batch`].
+//! 3. [`train::trainer`] takes a window of batches; [`train::step::gradients`] runs [`model::Model::forward_backward`] on each:
+//!    - [`encoders::Encoder::forward`]: embeddings, then [`nn::transformer::Layer`]s over the kernels in [`ops`];
+//!    - [`heads::SequenceHead`]: logits and loss, with candle's autograd down to the hidden states;
+//!    - [`encoders::Encoder::backward`]: from the hidden states' gradient to every parameter's, in flat arenas ([`nn::params`]).
+//! 4. [`train::step::update`] clips, asks [`optim::schedule`] for the learning rate and runs [`ops::adamw`].
+//! 5. [`train::eval`] scores, [`train::run_dir`] keeps checkpoints, [`model::Model::save`] writes the result.
+
 pub mod cli;
 pub mod config;
 pub mod data;
