@@ -67,6 +67,7 @@ macro_rules! simd {
                 match $crate::ops::cpu::level() {
                     // SAFETY: `level` found these features on this machine.
                     $crate::ops::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
                     $crate::ops::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::ops::cpu::Level::Baseline => {}
                 }
