@@ -61,18 +61,20 @@ pub fn config(json: &serde_json::Value, file: &Path) -> Result<EncoderConfig> {
     if c.position_embedding_type != "absolute" || c.is_decoder {
         return wrong("only encoders with absolute position embeddings are in this version".into());
     }
+    // The limits keep products of sizes far from overflow and the list of parameters short; real configs stay orders of
+    // magnitude below them.
+    let (most, most_layers) = (1 << 24, 1 << 10);
     let sizes = [
-        ("vocab_size", c.vocab_size),
-        ("hidden_size", c.hidden_size),
-        ("num_hidden_layers", c.num_hidden_layers),
-        ("num_attention_heads", c.num_attention_heads),
-        ("intermediate_size", c.intermediate_size),
-        ("max_position_embeddings", c.max_position_embeddings),
-        ("type_vocab_size", c.type_vocab_size),
+        ("vocab_size", c.vocab_size, most),
+        ("hidden_size", c.hidden_size, most),
+        ("num_hidden_layers", c.num_hidden_layers, most_layers),
+        ("num_attention_heads", c.num_attention_heads, most),
+        ("intermediate_size", c.intermediate_size, most),
+        ("max_position_embeddings", c.max_position_embeddings, most),
+        ("type_vocab_size", c.type_vocab_size, most),
     ];
-    // The limit keeps products of sizes far from overflow; real configs stay orders of magnitude below it.
-    if let Some((key, value)) = sizes.into_iter().find(|(_, v)| *v == 0 || *v > 1 << 24) {
-        return wrong(format!("{key} is {value}; expected 1 to {}", 1 << 24));
+    if let Some((key, value, most)) = sizes.into_iter().find(|(_, value, most)| *value == 0 || value > most) {
+        return wrong(format!("{key} is {value}; expected 1 to {most}"));
     }
     if !c.hidden_size.is_multiple_of(c.num_attention_heads) {
         return wrong(format!(

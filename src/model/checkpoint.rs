@@ -157,33 +157,41 @@ impl Pretrained {
     pub(super) fn weights(&self, layout: &Layout, task: &Task, seed: u64) -> Result<(Vec<f32>, LoadReport)> {
         let tensors = self.tensors()?;
         let names: HashSet<&str> = tensors.names().into_iter().collect();
-        let mut arena = vec![0f32; layout.arena_len()];
         let mut report = LoadReport::default();
-        let (mut used, mut missing) = (HashSet::new(), vec![]);
+        let (mut used, mut missing, mut places) = (HashSet::new(), vec![], vec![]);
         let keep_classifier = self.classifier_fits(task, &tensors)?;
         for spec in layout.specs() {
             let classifier = spec.name.starts_with(CLASSIFIER);
             let found =
                 candidates(&spec.name, self.config.names.prefix).into_iter().find(|n| names.contains(n.as_str()));
+            used.extend(found.clone());
             match found {
                 Some(name) if !classifier || keep_classifier => {
                     let view = tensors.tensor(&name).map_err(|e| Error::in_file(&self.file, e.to_string()))?;
-                    self.copy(&view, &name, spec, &mut arena[spec.range()])?;
+                    self.check_shape(&view, &name, spec)?;
+                    places.push((spec, Some((name, view))));
                     report.loaded += 1;
-                    used.insert(name);
                 }
-                found => {
+                _ => {
                     if !classifier && !spec.name.starts_with(&self.config.names.pooler) {
                         missing.push(spec.name.as_str());
                     }
-                    used.extend(found);
-                    initialise(&mut arena[spec.range()], spec, seed, self.config.initializer_range);
+                    places.push((spec, None));
                     report.initialised.push(spec.name.clone());
                 }
             }
         }
         if !missing.is_empty() {
             return Err(self.missing(&missing, &names));
+        }
+        // Only now that every size is that of the weights: sizes of config.json alone could ask for any amount of memory.
+        let mut arena = vec![0f32; layout.arena_len()];
+        for (spec, source) in places {
+            let to = &mut arena[spec.range()];
+            match source {
+                Some((name, view)) => self.copy(&view, &name, to)?,
+                None => initialise(to, spec, seed, self.config.initializer_range),
+            }
         }
         report.unused = names.iter().filter(|n| !used.contains(**n) && !is_buffer(n)).map(|n| n.to_string()).collect();
         report.unused.sort();
@@ -217,12 +225,16 @@ impl Pretrained {
         )
     }
 
-    /// Widens a tensor to f32 into its place.
-    fn copy(&self, view: &TensorView<'_>, name: &str, spec: &Spec, to: &mut [f32]) -> Result<()> {
-        if view.shape() != spec.shape {
-            let message = format!("tensor {name} has shape {:?}, config.json says {:?}", view.shape(), spec.shape);
-            return Err(Error::in_file(&self.file, message));
+    fn check_shape(&self, view: &TensorView<'_>, name: &str, spec: &Spec) -> Result<()> {
+        if view.shape() == spec.shape {
+            return Ok(());
         }
+        let message = format!("tensor {name} has shape {:?}, config.json says {:?}", view.shape(), spec.shape);
+        Err(Error::in_file(&self.file, message))
+    }
+
+    /// Widens a tensor to f32 into its place of the same length.
+    fn copy(&self, view: &TensorView<'_>, name: &str, to: &mut [f32]) -> Result<()> {
         let bytes = view.data();
         match view.dtype() {
             Dtype::F32 => to

@@ -1,0 +1,70 @@
+//! The golden fixtures (`golden/README.md`) as models and data sets.
+
+use bertft::data::{Dataset, Targets, Tokens};
+use bertft::model::{Model, Pretrained};
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+#[derive(Deserialize)]
+struct Row {
+    #[serde(default)]
+    label: f64,
+    input_ids: Vec<u32>,
+    token_type_ids: Vec<u8>,
+}
+
+/// A file or folder of a case.
+pub fn fixture(case: &str, file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures").join(case).join(file)
+}
+
+/// The rows of a case's `batch.json`.
+pub fn dataset(case: &str) -> Dataset {
+    let file = fixture(case, "batch.json");
+    let rows: Vec<Row> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let mut tokens = Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: 0 };
+    for row in &rows {
+        tokens.ids.extend(&row.input_ids);
+        tokens.type_ids.extend(&row.token_type_ids);
+        tokens.offsets.push(tokens.ids.len());
+    }
+    let targets = if case == "regression" {
+        Targets::Value(rows.iter().map(|r| r.label as f32).collect())
+    } else {
+        Targets::Class(rows.iter().map(|r| r.label as u32).collect())
+    };
+    let lines = (2..rows.len() as u64 + 2).collect();
+    Dataset { tokens, targets, lines, file }
+}
+
+/// The model of a directory as it was saved, ready to train.
+pub fn trainable(dir: &Path) -> Model {
+    let pretrained = Pretrained::open(dir).unwrap();
+    let task = pretrained.task().unwrap();
+    let (mut model, report) = Model::load(&pretrained, task, 1, &Device::Cpu).unwrap();
+    assert_eq!((report.initialised, report.unused), (vec![], vec![]));
+    model.params.start_training().unwrap();
+    model
+}
+
+pub fn floats(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// ‖a − b‖₂ in f64.
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(&a, &b)| (a as f64 - b as f64).powi(2)).sum::<f64>().sqrt()
+}
+
+/// ‖a‖₂ in f64.
+pub fn norm(a: &[f32]) -> f64 {
+    a.iter().map(|&a| (a as f64).powi(2)).sum::<f64>().sqrt()
+}
+
+/// The largest |a − b|.
+pub fn worst(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() }).fold(0.0, f32::max)
+}
