@@ -342,6 +342,8 @@ fn bad_settings_are_refused() {
     train(&["--set", "train.metric_for_best_model=accurracy"]).refused(&["accurracy", "accuracy"]);
     train(&["--device", "cuda"]).refused(&["cuda"]);
     train(&["--output", "train.csv"]).refused(&["train.csv", "file"]);
+    let ran = Command::cargo_bin("bertft").unwrap().env("BERTFT_CPU", "avx22").arg("info").output().unwrap();
+    assert_eq!(ran.status.code(), Some(2));
     train(&["--set", "train.precision=bf16"]).refused(&["bf16"]);
 }
 

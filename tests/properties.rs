@@ -34,7 +34,7 @@ fn tiny(seed: u64) -> Model {
 /// Rows of random tokens, the second half of each of type 1.
 fn random_rows(model: &mut Model, lengths: &[usize]) -> Dataset {
     let vocab = model.encoder().0.config().embedding.vocab as u64;
-    let mut tokens = Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: 0 };
+    let mut tokens = Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: vec![] };
     for &length in lengths {
         for i in 0..length {
             tokens.ids.push((splitmix(tokens.ids.len() as u64) % vocab) as u32);

@@ -12,6 +12,7 @@ pub mod ui;
 use crate::data::config::{Column, Format};
 use crate::device;
 use crate::error::{Error, Result};
+use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
 use candle_core::Device;
@@ -131,6 +132,9 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
     // A misspelt device is wrong for every command; one that this build lacks only where something computes.
     if !device::is_name(&cli.globals.device) {
         cli.globals.device()?;
+    }
+    if let Err(other) = asked_level() {
+        return Err(Error::input(format!("{LEVEL_VARIABLE} is {other:?}; expected baseline, avx2 or avx512")));
     }
     start_threads(cli.globals.threads())?;
     match &cli.command {

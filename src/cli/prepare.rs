@@ -91,7 +91,7 @@ impl Prepared {
             rows: data.len(),
             tokens: data.tokens.ids.len(),
             longest: data.tokens.lengths().into_iter().max().unwrap_or(0),
-            truncated: data.tokens.truncated,
+            truncated: data.tokens.truncated.iter().filter(|t| **t).count(),
             labels: labels(&data.targets),
         };
         self.splits().map(event).collect()

@@ -184,7 +184,7 @@ mod tests {
             ids: vec![10, 11, 20, 21, 22, 30],
             type_ids: vec![0, 0, 0, 1, 1, 0],
             offsets: vec![0, 2, 5, 6],
-            truncated: 1,
+            truncated: vec![false, true, false],
         };
         Dataset { tokens, targets: Targets::Class(vec![0, 1, 2]), lines: vec![2, 4, 5], file: "train.csv".into() }
     }

@@ -27,8 +27,8 @@ pub struct Tokens {
     pub type_ids: Vec<u8>,
     /// rows + 1
     pub offsets: Vec<usize>,
-    /// How many rows did not fit in the maximum length.
-    pub truncated: usize,
+    /// Whether a row did not fit in the maximum length.
+    pub truncated: Vec<bool>,
 }
 
 struct Row {
@@ -140,14 +140,14 @@ impl Tokenizer {
 
 impl Tokens {
     fn empty() -> Self {
-        Self { ids: Vec::new(), type_ids: Vec::new(), offsets: vec![0], truncated: 0 }
+        Self { ids: Vec::new(), type_ids: Vec::new(), offsets: vec![0], truncated: Vec::new() }
     }
 
     fn push(&mut self, row: Row) {
         self.ids.extend(row.ids);
         self.type_ids.extend(row.type_ids);
         self.offsets.push(self.ids.len());
-        self.truncated += usize::from(row.truncated);
+        self.truncated.push(row.truncated);
     }
 
     /// Rows.
@@ -179,13 +179,14 @@ impl Tokens {
         (0..self.len()).map(|i| self.len_of(i)).collect()
     }
 
-    /// These rows (each `< len()`) in this order. `truncated` is not known by row and stays that of the whole.
+    /// These rows (each `< len()`) in this order.
     pub fn subset(&self, rows: &[usize]) -> Self {
-        let mut subset = Self { truncated: self.truncated, ..Self::empty() };
+        let mut subset = Self::empty();
         for &row in rows {
             subset.ids.extend_from_slice(self.row(row));
             subset.type_ids.extend_from_slice(self.type_ids_of(row));
             subset.offsets.push(subset.ids.len());
+            subset.truncated.extend(self.truncated.get(row));
         }
         subset
     }
@@ -289,7 +290,7 @@ mod tests {
         assert_eq!(reports, [(1024, 2500), (2048, 2500), (2500, 2500)]);
         assert_eq!(tokens.lengths(), (0..2500).map(|i| (i % 40 + 2).min(32)).collect::<Vec<_>>());
         // Of every 40 rows those with 31 to 39 words, and the last 20 rows are short.
-        assert_eq!(tokens.truncated, 62 * 9);
+        assert_eq!(tokens.truncated.iter().filter(|t| **t).count(), 62 * 9);
         assert_eq!(tokens.ids.len(), *tokens.offsets.last().unwrap());
     }
 
@@ -332,7 +333,7 @@ mod tests {
         let tokenizer = Tokenizer::load(dir.path()).unwrap();
         let tokens = encode(&tokenizer, &[example("a b c d", None)], 128);
         assert_eq!(tokens.row(0), [101, 1037, 1038, 1039, 1040, 102]);
-        assert_eq!(tokens.truncated, 0);
+        assert!(!tokens.truncated.contains(&true));
     }
 
     #[test]

@@ -15,17 +15,25 @@ pub enum Level {
     Avx512,
 }
 
-/// The best level this machine has, or the lower one that `BERTFT_CPU` (`baseline`, `avx2`, `avx512`) asks for.
+/// Overrides the level: `baseline`, `avx2` or `avx512`; never more than the machine has. For tests of every body on one
+/// machine; the products of the `gemm` crate choose by themselves.
+pub const LEVEL_VARIABLE: &str = "BERTFT_CPU";
+
+/// The best level this machine has, or the lower one that [`LEVEL_VARIABLE`] asks for.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| {
-        let best = detect();
-        match std::env::var("BERTFT_CPU").as_deref() {
-            Ok("baseline") => Level::Baseline,
-            Ok("avx2") => best.min(Level::Avx2),
-            _ => best,
-        }
-    })
+    *LEVEL.get_or_init(|| detect().min(asked_level().ok().flatten().unwrap_or(Level::Avx512)))
+}
+
+/// What [`LEVEL_VARIABLE`] asks for, or its value when that is none of the levels.
+pub fn asked_level() -> std::result::Result<Option<Level>, String> {
+    match std::env::var(LEVEL_VARIABLE).as_deref() {
+        Err(_) | Ok("") => Ok(None),
+        Ok("baseline") => Ok(Some(Level::Baseline)),
+        Ok("avx2") => Ok(Some(Level::Avx2)),
+        Ok("avx512") => Ok(Some(Level::Avx512)),
+        Ok(other) => Err(other.into()),
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
