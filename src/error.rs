@@ -19,6 +19,9 @@ pub enum Error {
     /// A file could not be read or written (exit 2 when it is the user's input, which is the usual case).
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+    /// Something could not be written once the run was under way, such as on a full disk (exit 1).
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write { path: PathBuf, source: std::io::Error },
     /// The run itself failed: a loss that is not finite, a parameter that no gradient reached (exit 1).
     #[error("{0}")]
     Failed(String),
@@ -62,11 +65,16 @@ impl Error {
         Self::Io { path: path.as_ref().into(), source }
     }
 
+    /// A write that failed.
+    pub fn write(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Write { path: path.as_ref().into(), source }
+    }
+
     /// The exit code that the contract gives this error.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Input { .. } | Self::Io { .. } => 2,
-            Self::Failed(_) | Self::Candle(_) => 1,
+            Self::Failed(_) | Self::Candle(_) | Self::Write { .. } => 1,
             Self::Gate(_) => 3,
             Self::Interrupted { resumable: true } => 4,
             Self::Interrupted { resumable: false } => 130,

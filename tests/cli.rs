@@ -190,6 +190,9 @@ fn predict_keeps_order_and_ids() {
     let ids: Vec<Value> =
         w.read("out.jsonl").lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["id"].clone()).collect();
     assert_eq!(ids, ["x".into(), Value::from(7)]);
+    // The output may be the input.
+    let ran = w.run(&["predict", "--model", "run", "in.jsonl", "--output", "in.jsonl"]);
+    assert_eq!((ran.code, w.read("in.jsonl")), (0, w.read("out.jsonl")));
     // JSONL on standard input, told by its first byte.
     let ran = w.run_with_input(&["predict", "--model", "run", "-"], "{\"text\": \"boring\"}\n{\"text\": 3}\n{broken\n");
     assert_eq!(ran.code, 2);
@@ -213,6 +216,16 @@ fn an_existing_run_is_refused_overwritten_or_resumed() {
     assert_eq!(w.read("run/mine.txt"), "keep me");
     assert!(fs::read(w.path("run/model/model.safetensors")).unwrap() != first);
     w.run(&["train", "--config", "cls.toml", "--output", "new", "--resume"]).refused(&["no checkpoint"]);
+    // Other rows, labels or batches would make another run of it.
+    let resume = |set: &str| w.run(&["train", "--config", "cls.toml", "--resume", "--set", set]);
+    resume("train.seed=7").refused(&["train.seed is now 7", "was 42"]);
+    resume("train.batch_size=4").refused(&["train.batch_size"]);
+    resume("data.labels=[\"good\", \"bad\"]").refused(&["the list of labels"]);
+    resume("data.train=dev.csv").refused(&["digest of the train rows"]);
+    // Nothing that is read may be written over.
+    let args = ["train", "--config", "cls.toml", "--overwrite", "--set", "model.path=./run/model"];
+    w.run(&args).refused(&["run/model", "another --output"]);
+    assert!(w.path("run/model/tokenizer.json").is_file());
     w.run(&["train", "--config", "cls.toml", "--resume", "--overwrite"]).refused(&["cannot be used with"]);
 }
 
@@ -246,6 +259,21 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     };
     assert_eq!(losses("cut"), losses("whole"));
     assert_eq!(losses("whole").len(), 8);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_does_not_stop_training() {
+    let w = Workplace::new();
+    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("bertft"))
+        .current_dir(w.0.path())
+        .args(["train", "--config", "cls.toml", "--json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(w.read("run/events.jsonl").lines().last().unwrap().contains("\"done\""));
 }
 
 #[cfg(unix)]
@@ -285,6 +313,7 @@ fn a_dry_run_checks_and_writes_nothing() {
     let ran = w.run(&["train", "--config", "cls.toml", "--dry-run"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.err.contains("24 steps") && ran.err.contains("newly initialised"), "{}", ran.err);
+    assert!(ran.out.contains("cls.toml: valid"), "{}", ran.out);
     assert!(!w.path("run").exists());
 }
 

@@ -54,12 +54,12 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     for text in &args.fail_over {
         gates.push(Gate::fail_over(text)?);
     }
-    let mut scoring = Scoring::open(&args.model, &args.input, globals)?;
+    let mut scoring = Scoring::open(&args.model, &args.input, args.label.clone(), globals)?;
     let task = scoring.model.task().clone();
     for gate in &gates {
         gate.known(names(family(&task)))?;
     }
-    let examples = scoring.read_labelled(&args.data, args.label.as_ref())?;
+    let examples = scoring.read_labelled(&args.data)?;
     let targets = match task.kind {
         TaskKind::Regression => value_targets(&examples, &args.data)?,
         TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &args.data)?,

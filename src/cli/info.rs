@@ -3,6 +3,7 @@
 use super::Globals;
 use super::ui::Ui;
 use crate::error::Result;
+use crate::ops::cpu::{Level, level};
 use clap::Args;
 use serde_json::json;
 
@@ -29,6 +30,8 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             "devices": ["cpu"],
             "device": globals.device,
             "cpu_features": has,
+            "kernels": kernels(),
+            "cache_paths": [],
             "threads": globals.threads(),
         }));
     }
@@ -38,11 +41,23 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         "version       {version} ({target})\n\
          devices       cpu (this build has no CUDA); chosen: {}\n\
          CPU features  {}\n\
-         threads       {}",
+         kernels       {}\n\
+         threads       {}\n\
+         cache paths   none: hub download is not in this version",
         globals.device,
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
+        kernels(),
         globals.threads()
     ))
+}
+
+/// The instruction set that the fused loops use.
+fn kernels() -> &'static str {
+    match level() {
+        Level::Baseline => "baseline",
+        Level::Avx2 => "AVX2",
+        Level::Avx512 => "AVX-512",
+    }
 }
 
 /// The instruction sets that matter here, and whether this CPU and its operating system have them.

@@ -38,17 +38,14 @@ pub struct PredictArgs {
 }
 
 pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
-    let mut scoring = Scoring::open(&args.model, &args.input, globals)?;
+    let mut scoring = Scoring::open(&args.model, &args.input, None, globals)?;
     let file = args.file.as_deref().filter(|f| *f != Path::new("-"));
-    let options = scoring.read_options(file, None)?;
+    let options = scoring.read_options(file, false)?;
     let reader = match file {
         Some(file) => Reader::open(file, &options)?,
         None => Reader::from_stream(std::io::stdin(), "standard input", &options)?,
     };
-    let mut output = match &args.output {
-        Some(path) => Some((BufWriter::new(File::create(path).map_err(|e| Error::io(path, e))?), path)),
-        None => None,
-    };
+    let mut output = args.output.as_deref().map(Output::create).transpose()?;
     let (batch_size, max_length) = (scoring.batch_size, scoring.max_length);
     let mut predictor = Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length);
     for chunk in chunks(reader, CHUNK) {
@@ -59,13 +56,43 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             lines.push('\n');
         }
         match &mut output {
-            Some((file, path)) => file.write_all(lines.as_bytes()).map_err(|e| Error::io(path, e))?,
+            Some(output) => output.write(&lines)?,
             None => ui.out(&lines)?,
         }
     }
-    match &mut output {
-        Some((file, path)) => file.flush().map_err(|e| Error::io(path, e)),
-        None => Ok(()),
+    output.map_or(Ok(()), Output::finish)
+}
+
+/// A file that is there whole or not at all: written beside its name and renamed at the end, so that it may even be the
+/// input. What is not a plain file (a pipe, a terminal) is written directly.
+struct Output {
+    file: BufWriter<File>,
+    path: PathBuf,
+    part: Option<PathBuf>,
+}
+
+impl Output {
+    fn create(path: &Path) -> Result<Self> {
+        let direct = path.exists() && !path.is_file();
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".part");
+        let part = (!direct).then(|| path.with_file_name(name));
+        let target = part.as_deref().unwrap_or(path);
+        let file = File::options().write(true).create(!direct).truncate(!direct).open(target);
+        let file = file.map_err(|e| Error::io(target, e))?;
+        Ok(Self { file: BufWriter::new(file), path: path.into(), part })
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        self.file.write_all(text.as_bytes()).map_err(|e| Error::write(&self.path, e))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.file.flush().map_err(|e| Error::write(&self.path, e))?;
+        match &self.part {
+            Some(part) => std::fs::rename(part, &self.path).map_err(|e| Error::write(&self.path, e)),
+            None => Ok(()),
+        }
     }
 }
 

@@ -16,12 +16,14 @@ pub struct Scoring {
     pub batch_size: usize,
     pub max_length: usize,
     input: InputArgs,
+    /// The label's column as an argument gave it.
+    label: Option<Column>,
     extra: Option<BertftJson>,
 }
 
 impl Scoring {
     /// Opens a run directory or any Hugging Face model directory with a classifier.
-    pub fn open(dir: &Path, input: &InputArgs, globals: &Globals) -> Result<Self> {
+    pub fn open(dir: &Path, input: &InputArgs, label: Option<Column>, globals: &Globals) -> Result<Self> {
         let dir = model_dir(dir);
         let pretrained = Pretrained::open(&dir)?;
         let extra = BertftJson::read(&dir)?;
@@ -39,37 +41,44 @@ impl Scoring {
             return Err(Error::in_file(&dir, message));
         }
         let batch_size = input.batch_size.unwrap_or(32);
-        Ok(Self { pretrained, model, tokenizer, batch_size, max_length, input: input.clone(), extra })
+        Ok(Self { pretrained, model, tokenizer, batch_size, max_length, input: input.clone(), label, extra })
     }
 
-    /// How rows are read from `file` (`None`: standard input).
-    pub fn read_options(&self, file: Option<&Path>, label: Option<Column>) -> Result<ReadOptions> {
+    /// How rows are read from `file` (`None`: standard input), with their labels or without.
+    pub fn read_options(&self, file: Option<&Path>, labelled: bool) -> Result<ReadOptions> {
         let (input, extra) = (&self.input, self.extra.as_ref());
         let named = |name: &str| Column::Name(name.into());
+        let is_name = |c: &Option<Column>| matches!(c, Some(Column::Name(_)));
+        let by_name = is_name(&input.text) || is_name(&input.text_pair) || is_name(&self.label);
         let mut options = ReadOptions {
             format: input.format,
             text: input.text.clone().or(extra.map(|e| e.text.clone())).unwrap_or(named("text")),
             text_pair: input.text_pair.clone().or(extra.and_then(|e| e.text_pair.clone())),
-            label,
-            header: !input.no_header && extra.is_none_or(|e| e.header),
+            label: labelled.then(|| self.label.clone().or(extra.map(|e| e.label.clone())).unwrap_or(named("label"))),
+            // A column given by name can only mean a header.
+            header: !input.no_header && (extra.is_none_or(|e| e.header) || by_name),
         };
         if is_jsonl(file, input.format) {
             // A model trained on a file without header knows columns by number; JSON has names only.
             options.header = true;
-            for (column, name) in [
+            let own = [input.text.is_some(), input.text_pair.is_some(), self.label.is_some()];
+            let columns = [
                 (Some(&mut options.text), "text"),
                 (options.text_pair.as_mut(), "text_pair"),
                 (options.label.as_mut(), "label"),
-            ] {
+            ];
+            for ((column, name), own) in columns.into_iter().zip(own) {
                 if let Some(column) = column
                     && matches!(column, Column::Index(_))
+                    && !own
                 {
                     *column = named(name);
                 }
             }
         }
         // A directory made elsewhere does not say whether it wants pairs: take the column when the file has it.
-        if let (Some(file), None, None) = (file, extra, &options.text_pair) {
+        // Only a file can be opened twice; what a pipe gave is gone.
+        if let (Some(file), None, None) = (file.filter(|f| f.is_file()), extra, &options.text_pair) {
             let with_pair = ReadOptions { text_pair: Some(named("text_pair")), ..options.clone() };
             if matches!(Reader::open(file, &with_pair).map(|mut r| r.next()), Ok(Some(Ok(_)))) {
                 return Ok(with_pair);
@@ -79,10 +88,8 @@ impl Scoring {
     }
 
     /// All rows of a labelled file.
-    pub fn read_labelled(&self, file: &Path, label: Option<&Column>) -> Result<Vec<Example>> {
-        let label =
-            label.cloned().or(self.extra.as_ref().map(|e| e.label.clone())).unwrap_or(Column::Name("label".into()));
-        read_examples(file, &self.read_options(Some(file), Some(label))?)
+    pub fn read_labelled(&self, file: &Path) -> Result<Vec<Example>> {
+        read_examples(file, &self.read_options(Some(file), true)?)
     }
 }
 

@@ -5,18 +5,19 @@ use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
 use crate::data::config::EvalSource;
+use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
 use crate::error::{Error, Result};
-use crate::model::{BertftJson, LoadReport, Model};
+use crate::model::{BertftJson, Model};
 use crate::train::eval::evaluate;
 use crate::train::log::{Event, Reporter};
-use crate::train::run_dir::{EventLog, Existing, RunDir, State};
+use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
 use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Fine-tune a model as a config file says
@@ -60,27 +61,28 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         (_, true) => Existing::Resume,
         _ => Existing::Refuse,
     };
-    let run = RunDir::check(&config.output.dir, existing)?;
+    let mut inputs: Vec<&Path> = config.data.files().into_iter().map(|(_, path)| path).collect();
+    inputs.push(Path::new(&config.model.path));
+    let run = RunDir::check(&config.output.dir, existing, &inputs)?;
     let device = globals.device()?;
     ui.watch_signals()?;
-    let prepared = Prepared::new(&config, ui)?;
+    ui.finish_unread();
+    let prepared = Prepared::new(&config, ui).map_err(|e| match e {
+        Error::Interrupted { .. } => Error::Interrupted { resumable: args.resume },
+        e => e,
+    })?;
     let seed = config.train.seed;
     let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, &device)?;
     let (_, total_steps) = count_steps(&config.train, prepared.train.len());
-    if args.dry_run {
-        return dry_run(&config, &prepared, &report, total_steps, ui);
-    }
-
-    run.prepare(existing)?;
+    let identity = identity(&config, &prepared);
     model.params.start_training()?;
-    let state = if args.resume { run.load_checkpoint(&mut model)? } else { State::default() };
+    let state = if args.resume { run.load_checkpoint(&mut model, &identity)? } else { State::default() };
     if state.step > total_steps {
         return Err(Error::input(format!(
             "the checkpoint is at step {}, past the {total_steps} steps of the config; raise train.epochs or use --overwrite",
             state.step
         )));
     }
-    let mut log = EventLog::open(&run, state.events_bytes)?;
     let mut events = vec![Event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         task: config.task.kind.name().into(),
@@ -100,6 +102,12 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         resumed_from: args.resume.then_some(state.step),
     }];
     events.extend(prepared.data_events());
+    if args.dry_run {
+        events.iter().for_each(|event| ui.event(event));
+        return dry_run(args, &config, ui);
+    }
+    run.prepare(existing)?;
+    let mut log = EventLog::open(&run, state.events_bytes)?;
     for event in &events {
         log.write(event)?;
         ui.event(event);
@@ -124,6 +132,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         run: &run,
         source: &prepared.pretrained,
         extra: &extra,
+        identity: &identity,
         log: &mut log,
         reporter: ui,
         started,
@@ -196,15 +205,46 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
     format!("\nNext:\n  bertft eval --model {model} --data {data}\n  {predict}")
 }
 
-fn dry_run(config: &RunConfig, prepared: &Prepared, report: &LoadReport, steps: u64, ui: &mut Ui) -> Result<()> {
-    prepared.data_events().iter().for_each(|event| ui.event(event));
-    ui.note(&report.to_string());
-    ui.note(&format!(
-        "ok: {steps} steps of {} rows would be trained into {}; nothing was written",
-        config.train.batch_size * config.train.gradient_accumulation_steps,
-        config.output.dir.display()
-    ));
-    Ok(())
+fn dry_run(args: &TrainArgs, config: &RunConfig, ui: &mut Ui) -> Result<()> {
+    let file = args.config.display();
+    if ui.is_json() {
+        return ui.out_json(&json!({"event": "valid", "file": file.to_string()}));
+    }
+    ui.out(&format!("{file}: valid; {} was not touched", config.output.dir.display()))
+}
+
+/// Labels, settings and rows that decide the course of a run.
+fn identity(config: &RunConfig, prepared: &Prepared) -> Identity {
+    let mut map = serde_json::Map::new();
+    let train = &config.train;
+    map.insert("task.kind".into(), json!(config.task.kind.name()));
+    map.insert("the list of labels".into(), json!(prepared.task.labels));
+    map.insert("train.seed".into(), json!(train.seed));
+    map.insert("train.batch_size".into(), json!(train.batch_size));
+    map.insert("train.gradient_accumulation_steps".into(), json!(train.gradient_accumulation_steps));
+    map.insert("train.group_by_length".into(), json!(train.group_by_length));
+    for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {
+        map.insert(format!("the digest of the {split} rows"), json!(digest(data)));
+    }
+    Identity(map)
+}
+
+/// SHA-256 of a dataset as the model sees it: ids, row bounds and targets.
+fn digest(data: &Dataset) -> String {
+    let mut hash = Sha256::new();
+    hash.update(bytemuck::cast_slice::<u32, u8>(&data.tokens.ids));
+    hash.update(&data.tokens.type_ids);
+    data.tokens.offsets.iter().for_each(|&o| hash.update((o as u64).to_le_bytes()));
+    match &data.targets {
+        Targets::Class(classes) => hash.update(bytemuck::cast_slice::<u32, u8>(classes)),
+        Targets::Value(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
+        Targets::None => {}
+    }
+    hex(&hash.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// `run.json`: what the run was made from.
@@ -212,7 +252,7 @@ fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: 
     let mut files = serde_json::Map::new();
     for (key, path) in config.data.files() {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = hex(&Sha256::digest(&bytes));
         files.insert(key.trim_start_matches("data.").into(), json!({ "file": path, "sha256": sha256 }));
     }
     let manifest = json!({

@@ -20,6 +20,10 @@ pub struct Ui {
     /// Present when standard error is a terminal that shows progress.
     bars: Option<MultiProgress>,
     tracks: Vec<Track>,
+    /// Whether the command has more to do than to be read.
+    finish_unread: bool,
+    /// Standard output's reader went away.
+    unread: bool,
 }
 
 /// How far one phase was when it was last shown.
@@ -38,7 +42,7 @@ impl Ui {
     /// is nothing else to hide).
     pub fn new(json: bool, quiet: bool) -> Self {
         let bars = (!json && !quiet && std::io::stderr().is_terminal()).then(MultiProgress::new);
-        Self { json, quiet, bars, tracks: vec![] }
+        Self { json, quiet, bars, tracks: vec![], finish_unread: false, unread: false }
     }
 
     /// Whether standard output carries JSON lines.
@@ -50,8 +54,11 @@ impl Ui {
     /// as a reader such as `head` wants.
     ///
     /// # Errors
-    /// [`Error::Io`] for any other failure, such as a full disk.
+    /// [`Error::Write`] for any other failure, such as a full disk.
     pub fn out(&mut self, text: &str) -> Result<()> {
+        if self.unread {
+            return Ok(());
+        }
         let line = if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") };
         let write = || {
             let mut stdout = std::io::stdout().lock();
@@ -59,9 +66,18 @@ impl Ui {
         };
         match self.aside(write) {
             Ok(()) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::BrokenPipe && self.finish_unread => {
+                self.unread = true;
+                Ok(())
+            }
             Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
-            Err(e) => Err(Error::io("standard output", e)),
+            Err(e) => Err(Error::write("standard output", e)),
         }
+    }
+
+    /// From now on the command goes on when standard output's reader goes away: a training run has its files to write.
+    pub fn finish_unread(&mut self) {
+        self.finish_unread = true;
     }
 
     /// Writes one JSON object as a line to standard output; numbers that are not finite become null.
@@ -107,7 +123,7 @@ impl Ui {
         }
         let (file, line) = match error {
             Error::Input { file, line, .. } => (file.as_ref(), *line),
-            Error::Io { path, .. } => (Some(path), None),
+            Error::Io { path, .. } | Error::Write { path, .. } => (Some(path), None),
             _ => (None, None),
         };
         let file = file.map(|f| f.display().to_string());

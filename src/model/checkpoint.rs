@@ -36,12 +36,6 @@ pub struct LoadReport {
     pub unused: Vec<String>,
 }
 
-impl std::fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "weights {}", describe_load(self.loaded, &self.initialised, &self.unused))
-    }
-}
-
 /// One line for a reader; long lists are cut.
 pub fn describe_load(loaded: usize, initialised: &[String], unused: &[String]) -> String {
     let list = |names: &[String], what: &str| {

@@ -45,24 +45,26 @@ impl Model {
     pub fn save(&self, dir: &Path, source: &Pretrained, extra: &BertftJson) -> Result<()> {
         let new = sibling(dir, "new");
         remove(&new)?;
-        std::fs::create_dir_all(&new).map_err(|e| Error::io(&new, e))?;
+        std::fs::create_dir_all(&new).map_err(|e| Error::write(&new, e))?;
         self.save_weights(&new.join("model.safetensors"))?;
         write_json(&new.join("config.json"), &self.config_json(source))?;
         for name in TOKENIZER_FILES {
             let from = source.dir().join(name);
             if from.is_file() {
-                std::fs::copy(&from, new.join(name)).map_err(|e| Error::io(&from, e))?;
+                std::fs::copy(&from, new.join(name)).map_err(|e| Error::write(new.join(name), e))?;
+            } else if *name == "tokenizer.json" {
+                return Err(Error::in_file(&from, "is gone since the run began; the model needs it"));
             }
         }
         write_json(&new.join("bertft.json"), &serde_json::to_value(extra).map_err(|e| Error::Failed(e.to_string()))?)?;
         let card = self.model_card(source, extra);
-        std::fs::write(new.join("README.md"), card).map_err(|e| Error::io(new.join("README.md"), e))?;
+        std::fs::write(new.join("README.md"), card).map_err(|e| Error::write(new.join("README.md"), e))?;
         let old = sibling(dir, "old");
         remove(&old)?;
         if dir.exists() {
-            std::fs::rename(dir, &old).map_err(|e| Error::io(dir, e))?;
+            std::fs::rename(dir, &old).map_err(|e| Error::write(dir, e))?;
         }
-        std::fs::rename(&new, dir).map_err(|e| Error::io(dir, e))?;
+        std::fs::rename(&new, dir).map_err(|e| Error::write(dir, e))?;
         remove(&old)
     }
 
@@ -146,7 +148,7 @@ pub(crate) fn write_safetensors(
     metadata: Option<HashMap<String, String>>,
     path: &Path,
 ) -> Result<()> {
-    std::fs::write(path, []).map_err(|e| Error::io(path, e))?;
+    std::fs::write(path, []).map_err(|e| Error::write(path, e))?;
     let permissions = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.permissions();
     safetensors::serialize_to_file(views, metadata, path)
         .map_err(|e| Error::Failed(format!("{}: cannot be written: {e}", path.display())))?;
@@ -156,5 +158,5 @@ pub(crate) fn write_safetensors(
 /// Writes indented JSON with a line end.
 pub(crate) fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::Failed(e.to_string()))?;
-    std::fs::write(path, text + "\n").map_err(|e| Error::io(path, e))
+    std::fs::write(path, text + "\n").map_err(|e| Error::write(path, e))
 }

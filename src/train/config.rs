@@ -244,6 +244,12 @@ impl TrainConfig {
         if self.eval_steps.is_some() {
             return Err(Invalid::new("train.eval_steps", needs_eval));
         }
+        if self.metric_for_best_model != Self::default().metric_for_best_model {
+            return Err(Invalid::new("train.metric_for_best_model", needs_eval));
+        }
+        if self.greater_is_better.is_some() {
+            return Err(Invalid::new("train.greater_is_better", needs_eval));
+        }
         Ok(())
     }
 }

@@ -21,6 +21,10 @@ pub enum Existing {
     Resume,
 }
 
+fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::write(path, e))
+}
+
 /// Everything that the program writes into a run directory.
 const MEMBERS: &[&str] = &["config.toml", "run.json", "events.jsonl", "metrics.json", "checkpoints", "model"];
 
@@ -30,9 +34,17 @@ pub struct RunDir(PathBuf);
 
 impl RunDir {
     /// Checks that a run may be written to `dir`, without changing anything.
-    pub fn check(dir: &Path, existing: Existing) -> Result<Self> {
+    /// `inputs` are what the run reads: none may lie where the run writes.
+    pub fn check(dir: &Path, existing: Existing, inputs: &[&Path]) -> Result<Self> {
         if dir.exists() && !dir.is_dir() {
             return Err(Error::in_file(dir, "is a file; the output directory must be a directory or not there yet"));
+        }
+        for (input, member) in inputs.iter().flat_map(|i| MEMBERS.iter().map(move |m| (i, dir.join(m)))) {
+            if let (Ok(input), Ok(member)) = (input.canonicalize(), member.canonicalize())
+                && input.starts_with(&member)
+            {
+                return Err(Error::in_file(input, "lies in the run that would be written; give another --output"));
+            }
         }
         let holds_run = MEMBERS.iter().any(|m| dir.join(m).exists());
         match existing {
@@ -74,6 +86,11 @@ impl RunDir {
         self.0.join("model")
     }
 
+    /// Where the checkpoint of a step is.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.checkpoints().join(format!("step-{step}"))
+    }
+
     fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")
     }
@@ -81,41 +98,54 @@ impl RunDir {
     /// Writes a text file of the run.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.0.join(name);
-        std::fs::write(&path, text).map_err(|e| Error::io(path, e))
+        std::fs::write(&path, text).map_err(|e| Error::write(path, e))
     }
 
     /// Writes a checkpoint and removes the oldest beyond `keep`. A checkpoint is there whole or not at all.
-    pub fn save_checkpoint(&self, model: &Model, state: &State, keep: Option<usize>) -> Result<PathBuf> {
-        let dir = self.checkpoints().join(format!("step-{}", state.step));
+    pub fn save_checkpoint(
+        &self,
+        model: &Model,
+        state: &State,
+        identity: &Identity,
+        keep: Option<usize>,
+    ) -> Result<()> {
+        let dir = self.checkpoint(state.step);
         let part = self.checkpoints().join("part");
         let _ = std::fs::remove_dir_all(&part); // left over from a run that was killed, or not there
         std::fs::create_dir_all(&part).map_err(|e| Error::io(&part, e))?;
         let state_json = serde_json::to_value(state).map_err(|e| Error::Failed(e.to_string()))?;
-        let json = serde_json::json!({ "layout": layout(model.params.specs()), "state": state_json });
+        let layout = layout(model.params.specs());
+        let json = serde_json::json!({ "layout": layout, "identity": identity, "state": state_json });
         let path = part.join("state.json");
-        std::fs::write(&path, json.to_string()).map_err(|e| Error::io(&path, e))?;
+        std::fs::write(&path, json.to_string()).map_err(|e| Error::write(&path, e))?;
         save_arenas(model, &part.join("state.safetensors"))?;
+        // On the disk before an older checkpoint goes: a machine that stops now must find one of the two.
+        for file in [path, part.join("state.safetensors"), part.clone()] {
+            sync(&file)?;
+        }
         if dir.exists() {
             std::fs::remove_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
         }
-        std::fs::rename(&part, &dir).map_err(|e| Error::io(&dir, e))?;
+        std::fs::rename(&part, &dir).map_err(|e| Error::write(&dir, e))?;
+        sync(&self.checkpoints())?;
         if let Some(keep) = keep {
             let mut steps = steps(&self.0)?;
             steps.sort_unstable();
             for step in steps.iter().rev().skip(keep.max(1)) {
-                let old = self.checkpoints().join(format!("step-{step}"));
-                std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
+                let old = self.checkpoint(*step);
+                std::fs::remove_dir_all(&old).map_err(|e| Error::write(&old, e))?;
             }
         }
-        Ok(dir)
+        Ok(())
     }
 
     /// Puts the last checkpoint's weights and moments into `model` and returns its state.
-    pub fn load_checkpoint(&self, model: &mut Model) -> Result<State> {
+    /// The run must be the same: [`Identity::must_equal`].
+    pub fn load_checkpoint(&self, model: &mut Model, identity: &Identity) -> Result<State> {
         let Some(step) = latest(&self.0)? else {
             return Err(Error::in_file(&self.0, "holds no checkpoint to resume from"));
         };
-        let dir = self.checkpoints().join(format!("step-{step}"));
+        let dir = self.checkpoint(step);
         let path = dir.join("state.json");
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
         let damaged =
@@ -125,7 +155,16 @@ impl RunDir {
             let message = "belongs to a model of other shape or to another version of bertft; run with --overwrite";
             return Err(Error::in_file(&dir, message));
         }
+        identity.must_equal(&saved.identity, &dir)?;
         load_arenas(model, &dir.join("state.safetensors"))?;
+        // Left between the two renames of a model that was being replaced.
+        let (model_dir, old) = (self.model(), self.0.join("model.old"));
+        if !model_dir.exists() && old.exists() {
+            std::fs::rename(&old, &model_dir).map_err(|e| Error::write(&model_dir, e))?;
+        }
+        if saved.state.best.is_some() && !model_dir.is_dir() {
+            return Err(Error::in_file(&model_dir, "the best model so far is gone; run with --overwrite"));
+        }
         Ok(saved.state)
     }
 }
@@ -133,7 +172,34 @@ impl RunDir {
 #[derive(Deserialize)]
 struct Saved {
     layout: String,
+    identity: Identity,
     state: State,
+}
+
+/// What a resumed run must have in common with the one that wrote the checkpoint, by config key: order of rows, batches and
+/// dropout are functions of these.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Identity(pub serde_json::Map<String, serde_json::Value>);
+
+impl Identity {
+    /// # Errors
+    /// [`Error::Input`] that names the first key in which the two differ.
+    pub fn must_equal(&self, saved: &Self, checkpoint: &Path) -> Result<()> {
+        let short = |v: Option<&serde_json::Value>| {
+            v.map_or_else(|| "nothing".into(), |v| v.to_string().chars().take(60).collect::<String>())
+        };
+        match self.0.iter().find(|(key, value)| saved.0.get(*key) != Some(value)) {
+            Some((key, value)) => Err(Error::in_file(
+                checkpoint,
+                format!(
+                    "{key} is now {}, and was {} when the checkpoint was saved: resume with what the run began with, or use --overwrite",
+                    short(Some(value)),
+                    short(saved.0.get(key))
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Where a run stands, beside weights and moments. Data order and dropout are functions of seed and step, so this is all
@@ -143,6 +209,8 @@ pub struct State {
     /// Optimizer steps done.
     pub step: u64,
     pub best: Option<Best>,
+    /// The latest evaluation, best or not.
+    pub last_eval: Option<Metrics>,
     /// Evaluations since the best one.
     pub evals_without_gain: u32,
     /// Spent in training steps, of all sessions of the run.
@@ -239,7 +307,7 @@ impl EventLog {
         let mut json = serde_json::to_value(event).map_err(|e| Error::Failed(e.to_string()))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         json["time"] = serde_json::json!((now * 1000.0).round() / 1000.0);
-        writeln!(self.file, "{json}").map_err(|e| Error::io(&self.path, e))
+        writeln!(self.file, "{json}").map_err(|e| Error::write(&self.path, e))
     }
 
     /// Bytes written so far.

@@ -3,7 +3,7 @@
 use super::config::TrainConfig;
 use super::eval::evaluate;
 use super::log::{Event, Phase, Progress, Reporter};
-use super::run_dir::{Best, EventLog, RunDir, State};
+use super::run_dir::{Best, EventLog, Identity, RunDir, State};
 use super::step::{StepConfig, gradients, update};
 use crate::data::sampler::{epoch_order, grouped_by_length};
 use crate::data::{Batch, Dataset};
@@ -22,6 +22,8 @@ pub struct Trainer<'a> {
     /// Where the tokenizer and `config.json` of the saved model come from.
     pub source: &'a Pretrained,
     pub extra: &'a BertftJson,
+    /// What a resumed run must have in common with this one.
+    pub identity: &'a Identity,
     pub log: &'a mut EventLog,
     pub reporter: &'a mut dyn Reporter,
     /// When the program began; the first step is measured from it.
@@ -74,25 +76,25 @@ impl Trainer<'_> {
         let mut session = Session::default();
         let (mut order, mut order_of) = (vec![], None);
         while state.step < total && !self.is_out_of_patience(&state) {
+            let before = Instant::now();
             let epoch = state.step / per_epoch;
             if order_of != Some(epoch) {
                 order = self.order(epoch);
                 order_of = Some(epoch);
             }
             let window = self.window(&order, state.step % per_epoch);
-            self.step(&window, &step_config, &mut state, &mut session)?;
+            self.step(&window, &step_config, &mut state, &mut session, before)?;
             if state.step.is_multiple_of(self.config.logging_steps) {
                 self.log_step(&mut state, &session, per_epoch, total)?;
             }
 
             let at = |steps: Option<u64>| state.step.is_multiple_of(steps.unwrap_or(per_epoch));
             let (eval_due, save_due) = (at(self.config.eval_steps), at(self.config.save_steps));
-            if eval_due || state.step == total {
-                self.evaluate(&mut state, per_epoch)?;
-            }
+            let gained = (eval_due || state.step == total) && self.evaluate(&mut state, per_epoch)?;
             let over = state.step == total || self.is_out_of_patience(&state);
             let interrupted = self.reporter.interrupted() && !over;
-            if save_due || over || interrupted {
+            // With a new best model the checkpoint must know of it: else a run that is killed later resumes to another best.
+            if save_due || over || interrupted || gained {
                 self.checkpoint(&mut state)?;
             }
             if interrupted {
@@ -104,9 +106,15 @@ impl Trainer<'_> {
         Ok(Outcome { state, epochs, first_step_seconds: session.first_step_seconds })
     }
 
-    /// One optimizer step over a window of batches.
-    fn step(&mut self, window: &[Batch], config: &StepConfig, state: &mut State, session: &mut Session) -> Result<()> {
-        let before = Instant::now();
+    /// One optimizer step over a window of batches; `before` is when its work began.
+    fn step(
+        &mut self,
+        window: &[Batch],
+        config: &StepConfig,
+        state: &mut State,
+        session: &mut Session,
+        before: Instant,
+    ) -> Result<()> {
         let passed = gradients(self.model, window, config, state.step)?;
         self.must_be_finite(window, state.step, passed.loss_sum, passed.grad_norm)?;
         if state.step == 0 {
@@ -160,7 +168,8 @@ impl Trainer<'_> {
     /// The rows of an epoch in training order.
     fn order(&self, epoch: u64) -> Vec<usize> {
         if self.config.group_by_length {
-            grouped_by_length(&self.train.tokens.lengths(), self.config.batch_size, self.config.seed, epoch)
+            let window = self.config.batch_size * self.config.gradient_accumulation_steps;
+            grouped_by_length(&self.train.tokens.lengths(), window, self.config.seed, epoch)
         } else {
             epoch_order(self.train.len(), self.config.seed, epoch)
         }
@@ -201,9 +210,9 @@ impl Trainer<'_> {
         )))
     }
 
-    /// Scores the eval data, if there is any; keeps the model if it is the best.
-    fn evaluate(&mut self, state: &mut State, per_epoch: u64) -> Result<()> {
-        let Some(eval) = self.eval else { return Ok(()) };
+    /// Scores the eval data, if there is any; keeps the model if it is the best and says whether it is.
+    fn evaluate(&mut self, state: &mut State, per_epoch: u64) -> Result<bool> {
+        let Some(eval) = self.eval else { return Ok(false) };
         let result = evaluate(self.model, eval, self.config.eval_batch_size, self.reporter)?;
         let name = &self.config.metric_for_best_model;
         let Some(value) = result.metrics.get(name) else {
@@ -228,12 +237,13 @@ impl Trainer<'_> {
         })?;
         if best {
             self.save_model(state.step)?;
-            state.best = Some(Best { step: state.step, metrics: result.metrics });
+            state.best = Some(Best { step: state.step, metrics: result.metrics.clone() });
             state.evals_without_gain = 0;
         } else {
             state.evals_without_gain += 1;
         }
-        Ok(())
+        state.last_eval = Some(result.metrics);
+        Ok(best)
     }
 
     fn save_model(&mut self, step: u64) -> Result<()> {
@@ -243,10 +253,13 @@ impl Trainer<'_> {
     }
 
     fn checkpoint(&mut self, state: &mut State) -> Result<()> {
-        let path = self.run.path().join("checkpoints").join(format!("step-{}", state.step));
-        self.emit(&Event::Save { step: state.step, path: path.display().to_string() })?;
+        let path = self.run.checkpoint(state.step);
+        let event = Event::Save { step: state.step, path: path.display().to_string() };
+        // The log first, as the checkpoint notes its length; listeners only once the checkpoint is there.
+        self.log.write(&event)?;
         state.events_bytes = self.log.len()?;
-        self.run.save_checkpoint(self.model, state, self.config.save_total_limit)?;
+        self.run.save_checkpoint(self.model, state, self.identity, self.config.save_total_limit)?;
+        self.reporter.event(&event);
         Ok(())
     }
 
@@ -272,12 +285,13 @@ impl Trainer<'_> {
     }
 }
 
-/// The metrics of `metrics.json` and the `done` event: `eval` of the best model, `test` when there is one.
+/// The metrics of `metrics.json` and the `done` event: `eval` of the best model (of the last one when none had a finite
+/// score), `test` when there is one.
 pub fn collect_metrics(state: &State, test: Option<&Metrics>) -> Result<serde_json::Value> {
     let mut out = serde_json::Map::new();
     let json = |m: &Metrics| serde_json::to_value(m).map_err(|e| Error::Failed(e.to_string()));
-    if let Some(best) = &state.best {
-        out.insert("eval".into(), json(&best.metrics)?);
+    if let Some(eval) = state.best.as_ref().map(|b| &b.metrics).or(state.last_eval.as_ref()) {
+        out.insert("eval".into(), json(eval)?);
     }
     if let Some(test) = test {
         out.insert("test".into(), json(test)?);

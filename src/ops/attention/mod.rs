@@ -64,7 +64,11 @@ fn check(name: &str, spec: &AttentionSpec<'_>, q: &Src<'_>, k: &Src<'_>, v: &Src
         cu.first() == Some(&0) && cu.last() == Some(&(n as u32)) && cu.windows(2).all(|w| w[0] <= w[1])
     };
     let hidden = q.cols;
-    if spec.cu_queries.len() != spec.cu_keys.len() || !prefix(spec.cu_queries, q.rows) || !prefix(spec.cu_keys, k.rows)
+    let empty_row = spec.cu_keys.windows(2).any(|w| w[0] == w[1]);
+    if empty_row
+        || spec.cu_queries.len() != spec.cu_keys.len()
+        || !prefix(spec.cu_queries, q.rows)
+        || !prefix(spec.cu_keys, k.rows)
     {
         bail!("{name}: prefix sums do not describe {} queries and {} tokens", q.rows, k.rows);
     }
@@ -232,7 +236,7 @@ mod tests {
         let out = zeros(4, 8);
         attention(&out, p, good).unwrap();
         assert!(flat(&out).iter().all(|v| v.is_finite()));
-        for cu in [&[0u32, 5][..], &[0, 3], &[1, 4], &[0, 3, 2, 4], &[]] {
+        for cu in [&[0u32, 5][..], &[0, 3], &[1, 4], &[0, 3, 2, 4], &[0, 2, 2, 4], &[]] {
             assert!(attention(&out, p, AttentionSpec { cu_queries: cu, cu_keys: cu, ..good }).is_err(), "{cu:?}");
         }
     }

@@ -37,7 +37,7 @@ impl Dropout {
 
     /// The same dropout rate under a key of its own, for a part of a site (an attention head, say).
     pub fn sub(&self, part: u64) -> Self {
-        let k = splitmix((self.k1 as u64) << 32 | self.k0 as u64 ^ splitmix(part));
+        let k = splitmix(((self.k1 as u64) << 32 | self.k0 as u64) ^ splitmix(part));
         Self { k0: k as u32, k1: (k >> 32) as u32, ..*self }
     }
 
