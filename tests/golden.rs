@@ -293,3 +293,18 @@ fn a_saved_directory_gives_the_same_logits_bit_for_bit() {
         }
     }
 }
+
+/// The vector level is fixed in a process, so the lower ones get processes of their own.
+#[test]
+fn every_vector_level_is_as_right() {
+    const LEVEL: &str = bertft::ops::cpu::LEVEL_VARIABLE;
+    if std::env::var_os(LEVEL).is_some() {
+        return;
+    }
+    for level in ["baseline", "avx2"] {
+        let tests = std::env::current_exe().unwrap();
+        let output = std::process::Command::new(tests).env(LEVEL, level).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && !text.contains("running 0 tests"), "{level}: {text}");
+    }
+}

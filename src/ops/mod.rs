@@ -164,6 +164,26 @@ impl InplaceOp1 for Launch<'_> {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::cpu::LEVEL_VARIABLE;
+
+    /// The level is fixed in a process, so the lower ones get processes of their own.
+    #[test]
+    fn every_body_passes_the_tests_of_the_ops() {
+        if std::env::var_os(LEVEL_VARIABLE).is_some() {
+            return;
+        }
+        for level in ["baseline", "avx2"] {
+            let tests = std::env::current_exe().unwrap();
+            let output = std::process::Command::new(tests).arg("ops::").env(LEVEL_VARIABLE, level).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{level}: {text}");
+            assert!(!text.contains("running 0 tests"), "{level}: {text}");
+        }
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod testing {
     //! What the ops' tests share.
     use candle_core::{Device, Tensor};
