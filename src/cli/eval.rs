@@ -80,7 +80,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             let classes: serde_json::Map<_, _> =
                 task.labels.iter().cloned().zip(report.per_class.iter().map(|c| json!(c))).collect();
             object["per_class"] = classes.into();
-            object["confusion_matrix"] = json!(report.confusion.chunks(task.labels.len()).collect::<Vec<_>>());
+            if task.labels.len() <= MOST_CLASSES {
+                object["confusion_matrix"] = json!(report.confusion.chunks(task.labels.len()).collect::<Vec<_>>());
+            }
         }
         ui.out_json(&object)?;
     } else {
@@ -94,6 +96,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     }
     check(&gates, &result.metrics)
 }
+
+/// Beyond, a matrix of classes × classes is longer than a line of JSON should be.
+const MOST_CLASSES: usize = 200;
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
 fn label_map(labels: &[String], examples: &[Example]) -> Result<LabelMap> {
