@@ -24,9 +24,9 @@ impl Workplace {
             let row = |i: usize| format!("\"{} {i}\",{}\r\n", texts[i % 4], ["good", "bad"][i % 2]);
             "text,label\r\n".to_owned() + &(0..n).map(row).collect::<String>()
         };
-        this.write("train.csv", &rows(48));
-        this.write("dev.csv", &rows(8));
-        this.write("cls.toml", &config("eval = \"dev.csv\"\ntest = \"dev.csv\"", ""));
+        this.write("train.csv", rows(48));
+        this.write("dev.csv", rows(8));
+        this.write("cls.toml", config("eval = \"dev.csv\"\ntest = \"dev.csv\"", ""));
         this
     }
 
