@@ -13,8 +13,9 @@ use crate::encoders::{Encoder, Read};
 use crate::error::{Error, Result};
 use crate::heads::SequenceHead;
 use crate::nn::params::{Layout, Params};
+use crate::nn::workspace::Space;
 use crate::rng::PassKey;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 /// Dropout site of the head; the encoder's layers count theirs from 0.
 const HEAD_SITE: u64 = u64::MAX - 1;
@@ -45,18 +46,18 @@ pub struct Model {
 
 impl Model {
     /// Builds the model that `pretrained` describes with a head for `task`. Weights that the checkpoint does not hold are
-    /// drawn from `seed`.
+    /// drawn from `seed`. `space` says where the model lives and in which format its activations are.
     ///
     /// # Errors
     /// [`Error::Input`] when encoder weights are missing or of another shape than `config.json` says.
-    pub fn load(pretrained: &Pretrained, task: Task, seed: u64, device: &Device) -> Result<(Self, LoadReport)> {
+    pub fn load(pretrained: &Pretrained, task: Task, seed: u64, space: Space<'_>) -> Result<(Self, LoadReport)> {
         let config = pretrained.encoder_config().clone();
         let (hidden, word, pooler) = (config.layer.hidden, config.names.word.clone(), config.names.pooler.clone());
         let mut layout = Layout::default();
         let encoder = Encoder::new(&mut layout, config);
         let head = SequenceHead::new(&mut layout, task.kind, &pooler, hidden, task.outputs());
         let (weights, report) = pretrained.weights(&layout, &task, seed)?;
-        let params = Params::new(layout, weights, device, Some(&word))?;
+        let params = Params::new(layout, weights, space, Some(&word))?;
         Ok((Self { params, encoder, head, task }, report))
     }
 
@@ -71,7 +72,7 @@ impl Model {
     /// Logits `[rows, outputs]` in the batch's row order; no dropout, nothing kept.
     pub fn logits(&mut self, batch: &Batch) -> Result<Tensor> {
         let hidden = self.encoder.forward(&self.params, batch, Read::First, None, false)?;
-        self.head.logits(&self.params, &hidden)
+        self.head.logits(&self.params, &hidden.to_dtype(DType::F32)?)
     }
 
     /// Σ over rows of the loss of given logits.
@@ -93,13 +94,14 @@ impl Model {
         let p = self.encoder.config().head_dropout;
         let dropout =
             key.map_or(crate::ops::dropout::Dropout::OFF, |k| crate::ops::dropout::Dropout::new(p, k.site(HEAD_SITE)));
-        let pass = self.head.forward(&self.params, &hidden, dropout)?;
+        let pass = self.head.forward(&self.params, &hidden.to_dtype(DType::F32)?, dropout)?;
         let loss = self.head.loss_sum(&pass.logits, &batch.targets, smoothing)?;
         let sum = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         if !sum.is_finite() {
             return Ok(sum); // the caller stops the run; gradients of a NaN would say nothing
         }
         let grad = self.head.backward(&self.params, &pass, &(loss * scale)?, accumulate)?;
+        let grad = grad.to_dtype(hidden.dtype())?;
         self.encoder.backward(&mut self.params, &grad, accumulate)?;
         Ok(sum)
     }

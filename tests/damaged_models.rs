@@ -4,6 +4,7 @@
 use bertft::data::config::TaskKind;
 use bertft::error::{Error, Result};
 use bertft::model::{LoadReport, Model, Pretrained, Task};
+use bertft::nn::workspace::Space;
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -26,7 +27,7 @@ fn copy() -> TempDir {
 fn load(dir: &Path) -> Result<LoadReport> {
     let pretrained = Pretrained::open(dir)?;
     let task = Task { kind: TaskKind::Classification, labels: vec!["x".into(), "y".into()] };
-    Model::load(&pretrained, task, 1, &Device::Cpu).map(|(_, report)| report)
+    Model::load(&pretrained, task, 1, Space::f32(&Device::Cpu)).map(|(_, report)| report)
 }
 
 /// Loading fails because of `file` with all of `says` in the message.

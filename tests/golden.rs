@@ -9,6 +9,7 @@ use bertft::data::config::{Column, TaskKind};
 use bertft::data::{Batch, Dataset};
 use bertft::encoders::Read;
 use bertft::model::{BertftJson, Model, Pretrained, Task};
+use bertft::nn::workspace::Space;
 use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::PassKey;
 use bertft::train::step::{StepConfig, gradients, update};
@@ -227,7 +228,7 @@ fn a_checkpoint_with_old_names_in_half_precision() {
     assert!(refused.to_string().contains("no classifier") && refused.exit_code() == 2, "{refused}");
 
     let task = Task { kind: TaskKind::Classification, labels: vec!["a".into(), "b".into()] };
-    let (mut model, report) = Model::load(&pretrained, task, 7, &Device::Cpu).unwrap();
+    let (mut model, report) = Model::load(&pretrained, task, 7, Space::f32(&Device::Cpu)).unwrap();
     let new = ["bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"];
     assert_eq!(report.initialised, new);
     assert_eq!(report.unused, Vec::<String>::new());

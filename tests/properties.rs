@@ -7,6 +7,7 @@ use bertft::data::{Batch, Dataset, Targets, Tokens};
 use bertft::encoders::{Encoder, Read};
 use bertft::model::{Model, Pretrained, Task};
 use bertft::nn::params::{Layout, Params};
+use bertft::nn::workspace::Space;
 use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::{PassKey, splitmix};
 use bertft::train::step::{StepConfig, gradients, update};
@@ -26,7 +27,7 @@ fn tiny(seed: u64) -> Model {
         kind: bertft::data::config::TaskKind::Classification,
         labels: ["a", "b", "c"].map(String::from).to_vec(),
     };
-    let (mut model, _) = Model::load(&Pretrained::open(&dir).unwrap(), task, seed, &Device::Cpu).unwrap();
+    let (mut model, _) = Model::load(&Pretrained::open(&dir).unwrap(), task, seed, Space::f32(&Device::Cpu)).unwrap();
     model.params.start_training().unwrap();
     model
 }
@@ -304,7 +305,7 @@ fn encoder_of(model: &mut Model) -> (Encoder, Params) {
     let (mut layout, word) = (Layout::default(), config.names.word.clone());
     let encoder = Encoder::new(&mut layout, config);
     let weights = weights[..layout.arena_len()].to_vec();
-    let mut params = Params::new(layout, weights, &Device::Cpu, Some(&word)).unwrap();
+    let mut params = Params::new(layout, weights, Space::f32(&Device::Cpu), Some(&word)).unwrap();
     params.start_training().unwrap();
     (encoder, params)
 }

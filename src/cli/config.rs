@@ -5,6 +5,7 @@ use super::ui::Ui;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::nn::workspace::Space;
 use candle_core::Device;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -127,7 +128,7 @@ fn show(args: &FileArgs, ui: &mut Ui) -> Result<()> {
 fn validate(args: &FileArgs, ui: &mut Ui) -> Result<()> {
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
     let prepared = Prepared::new(&config, ui)?;
-    Model::load(&prepared.pretrained, prepared.task, config.train.seed, &Device::Cpu)?;
+    Model::load(&prepared.pretrained, prepared.task, config.train.seed, Space::f32(&Device::Cpu))?;
     let file = args.config.display();
     if ui.is_json() {
         ui.out_json(&json!({"event": "valid", "file": file.to_string()}))

@@ -54,7 +54,7 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     for text in &args.fail_over {
         gates.push(Gate::fail_over(text)?);
     }
-    let mut scoring = Scoring::open(&args.model, &args.input, args.label.clone(), globals)?;
+    let mut scoring = Scoring::open(&args.model, &args.input, args.label.clone(), globals, ui)?;
     let task = scoring.model.task().clone();
     for gate in &gates {
         gate.known(names(family(&task)))?;

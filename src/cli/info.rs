@@ -3,7 +3,7 @@
 use super::Globals;
 use super::ui::Ui;
 use crate::error::Result;
-use crate::ops::cpu::{Level, level};
+use crate::ops::cpu::{Level, has_amx, has_avx512_bf16, level};
 use clap::Args;
 use serde_json::json;
 
@@ -57,6 +57,7 @@ fn kernels() -> &'static str {
         Level::Baseline => "baseline",
         Level::Avx2 => "AVX2",
         Level::Avx512 => "AVX-512",
+        Level::Amx => "AVX-512 and AMX",
     }
 }
 
@@ -66,7 +67,7 @@ fn cpu_features() -> Vec<(&'static str, bool)> {
     vec![
         ("AVX2", is_x86_feature_detected!("avx2")),
         ("AVX-512", is_x86_feature_detected!("avx512f")),
-        ("AVX512-BF16", is_x86_feature_detected!("avx512bf16")),
+        ("AVX512-BF16", has_avx512_bf16()),
         ("AMX", has_amx()),
     ]
 }
@@ -74,22 +75,4 @@ fn cpu_features() -> Vec<(&'static str, bool)> {
 #[cfg(not(target_arch = "x86_64"))]
 fn cpu_features() -> Vec<(&'static str, bool)> {
     vec![]
-}
-
-/// AMX tiles with bf16: the CPU has them and Linux grants them to this process.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn has_amx() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_long = 18;
-    let has_leaf_7 = std::arch::x86_64::__cpuid(0).eax >= 7;
-    let edx = if has_leaf_7 { std::arch::x86_64::__cpuid_count(7, 0).edx } else { 0 };
-    let (amx_bf16, amx_tile) = (edx >> 22 & 1, edx >> 24 & 1);
-    // SAFETY: `arch_prctl` with this request reads and writes none of our memory.
-    let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 };
-    amx_bf16 == 1 && amx_tile == 1 && granted()
-}
-
-#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
-fn has_amx() -> bool {
-    false
 }

@@ -12,7 +12,7 @@ pub mod ui;
 use crate::data::config::{Column, Format};
 use crate::device;
 use crate::error::{Error, Result};
-use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
+use crate::ops::cpu::{LEVEL_VARIABLE, Level, asked_level};
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
 use candle_core::Device;
@@ -92,7 +92,7 @@ pub struct InputArgs {
     /// Longest row in tokens; longer rows lose text [default: as in training, else 128]
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(3..=1_000_000))]
     pub max_length: Option<usize>,
-    /// Number format of the matrix products: f32
+    /// Number format of activations and matrix products: f32 or bf16 [default: f32]
     #[arg(long, value_name = "FORMAT")]
     pub precision: Option<Precision>,
     /// Column of the text: name or 0-based index [default: as in training, else text]
@@ -134,7 +134,8 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
         cli.globals.device()?;
     }
     if let Err(other) = asked_level() {
-        return Err(Error::input(format!("{LEVEL_VARIABLE} is {other:?}; expected baseline, avx2 or avx512")));
+        let names: Vec<_> = Level::NAMES.iter().map(|(name, _)| *name).collect();
+        return Err(Error::input(format!("{LEVEL_VARIABLE} is {other:?}; expected one of {}", names.join(", "))));
     }
     start_threads(cli.globals.threads())?;
     match &cli.command {

@@ -38,7 +38,7 @@ pub struct PredictArgs {
 }
 
 pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
-    let mut scoring = Scoring::open(&args.model, &args.input, None, globals)?;
+    let mut scoring = Scoring::open(&args.model, &args.input, None, globals, ui)?;
     let file = args.file.as_deref().filter(|f| *f != Path::new("-"));
     let options = scoring.read_options(file, false)?;
     let reader = match file {

@@ -1,11 +1,15 @@
 //! What `eval` and `predict` share: a model directory opened for scoring, and how its inputs are read.
 
 use super::prepare::check_max_length;
+use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, Format};
 use crate::data::{Example, ReadOptions, Reader, Tokenizer, read_examples};
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
+use crate::nn::workspace::Space;
+use crate::train::config::Precision;
+use crate::train::log::{Event, Reporter};
 use std::path::{Path, PathBuf};
 
 /// A fine-tuned model, its tokenizer and the options in force: arguments over `bertft.json` over defaults.
@@ -23,7 +27,7 @@ pub struct Scoring {
 
 impl Scoring {
     /// Opens a run directory or any Hugging Face model directory with a classifier.
-    pub fn open(dir: &Path, input: &InputArgs, label: Option<Column>, globals: &Globals) -> Result<Self> {
+    pub fn open(dir: &Path, input: &InputArgs, label: Option<Column>, globals: &Globals, ui: &mut Ui) -> Result<Self> {
         let dir = model_dir(dir);
         let pretrained = Pretrained::open(&dir)?;
         let extra = BertftJson::read(&dir)?;
@@ -35,7 +39,13 @@ impl Scoring {
         };
         check_max_length(&pretrained, max_length, "--max-length")?;
         let tokenizer = Tokenizer::load(&dir)?;
-        let (model, report) = Model::load(&pretrained, pretrained.task()?, 0, &globals.device()?)?;
+        let (precision, note) = input.precision.unwrap_or(Precision::F32).here();
+        if let Some(message) = note {
+            ui.event(&Event::Warning { message });
+        }
+        let device = globals.device()?;
+        let space = Space { dtype: precision.dtype(), device: &device };
+        let (model, report) = Model::load(&pretrained, pretrained.task()?, 0, space)?;
         if !report.initialised.is_empty() {
             let message = format!("lacks {}; it is not a fine-tuned model", report.initialised.join(", "));
             return Err(Error::in_file(&dir, message));

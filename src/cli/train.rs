@@ -9,6 +9,7 @@ use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model};
+use crate::nn::workspace::Space;
 use crate::train::eval::evaluate;
 use crate::train::log::{Event, Reporter};
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
@@ -72,7 +73,9 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         e => e,
     })?;
     let seed = config.train.seed;
-    let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, &device)?;
+    let (precision, note) = config.train.precision.here();
+    let space = Space { dtype: precision.dtype(), device: &device };
+    let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
     let (_, total_steps) = count_steps(&config.train, prepared.train.len());
     let identity = identity(&config, &prepared);
     model.params.start_training()?;
@@ -89,7 +92,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         model: config.model.path.clone(),
         device: device_name(&device),
         threads: globals.threads(),
-        precision: config.train.precision.name().into(),
+        precision: precision.name().into(),
         seed,
         output: run.path().display().to_string(),
         parameters: model.params.count(),
@@ -101,6 +104,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         epochs: config.train.epochs,
         resumed_from: args.resume.then_some(state.step),
     }];
+    events.extend(note.map(|message| Event::Warning { message }));
     events.extend(prepared.data_events());
     if args.dry_run {
         events.iter().for_each(|event| ui.event(event));

@@ -156,7 +156,8 @@ impl Encoder {
         &self.config
     }
 
-    /// Hidden states `[rows, hidden]` ([`Read::First`]) or `[tokens, hidden]`, in a buffer that the next pass overwrites.
+    /// Hidden states `[rows, hidden]` ([`Read::First`]) or `[tokens, hidden]` in the activations' format, in a buffer that the
+    /// next pass overwrites.
     /// With a key, dropout is live and everything that [`Self::backward`] needs is kept; without one nothing is.
     pub fn forward(
         &mut self,
@@ -166,11 +167,11 @@ impl Encoder {
         key: Option<PassKey>,
         keep: bool,
     ) -> Result<Tensor> {
-        let (device, h, tokens) = (params.device(), self.config.layer.hidden, batch.ids.len());
-        let input = Input::new(batch, read, key, device)?;
+        let (space, h, tokens) = (params.space(), self.config.layer.hidden, batch.ids.len());
+        let input = Input::new(batch, read, key, space.device)?;
         let shape = self.config.embedding;
         let block = params.weight(self.embedding, &[shape.rows(), h])?;
-        let (sum, mut x) = (self.embedding_sum.view(tokens, h, device)?, self.embedded.view(tokens, h, device)?);
+        let (sum, mut x) = (self.embedding_sum.view(tokens, h, space)?, self.embedded.view(tokens, h, space)?);
         let n = self.layers.len();
         let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
         embed(&sum, &x, &block, input.index(), shape, dropout)?;
@@ -189,14 +190,14 @@ impl Encoder {
         let Some(input) = self.input.take() else {
             return Err(Error::Failed("backward without a forward pass that kept its activations".into()));
         };
-        let (device, h, tokens) = (params.device().clone(), self.config.layer.hidden, input.ids.elem_count());
-        let embedded = self.embedded.view(tokens, h, &device)?;
+        let (h, tokens) = (self.config.layer.hidden, input.ids.elem_count());
+        let embedded = self.embedded.view(tokens, h, params.space())?;
         let mut grad = grad.clone();
         let n = self.layers.len();
         for i in (0..n).rev() {
             let (below, here) = self.acts.split_at_mut(i);
             let x = match below.last_mut() {
-                Some(acts) => acts.output(tokens, h, &device)?,
+                Some(acts) => acts.output(tokens, h, params.space())?,
                 None => embedded.clone(),
             };
             let pass = input.pass(i, n);
@@ -212,7 +213,8 @@ impl Encoder {
         params.touch(&input.ids.to_vec1::<u32>()?);
         let (block, dblock) =
             (params.weight(self.embedding, &[shape.rows(), h])?, params.grad(self.embedding, &[shape.rows(), h])?);
-        let (sum, ds) = (self.embedding_sum.view(tokens, h, &device)?, self.scratch.spare(tokens, h, &device)?);
+        let space = params.space();
+        let (sum, ds) = (self.embedding_sum.view(tokens, h, space)?, self.scratch.spare(tokens, h, space)?);
         let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
         embed_backward(&dblock, &ds, &grad, &sum, &block, input.index(), shape, dropout)?;
         Ok(())

@@ -3,9 +3,12 @@
 //! Layout is decided once ([`Layout`]); parameters that one kernel reads together (query, key and value; a bias and the layer
 //! norm after it) are neighbours, so that one view serves it. Names are the Hugging Face checkpoint's.
 
+use super::workspace::Space;
 use crate::ops::adamw::{self, AdamWStep, Segment};
+use crate::ops::gemm::{PackedWeight, Weight};
 use crate::ops::rows::zero_ranges;
 use candle_core::{DType, Device, Result, Tensor, bail};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -114,6 +117,15 @@ struct Training {
     v: Tensor,
 }
 
+/// bf16 copies of the weights that products read, made when first asked for after a change of the weights.
+#[derive(Debug, Default)]
+struct Copies {
+    /// Counts the changes of the weights.
+    version: Cell<u64>,
+    /// By place and shape in the arena, with the version of each.
+    packed: RefCell<HashMap<(usize, usize, usize), (u64, PackedWeight)>>,
+}
+
 /// The arenas.
 #[derive(Debug)]
 pub struct Params {
@@ -122,11 +134,15 @@ pub struct Params {
     weights: Tensor,
     training: Option<Training>,
     sparse: Option<SparseRows>,
+    /// The format of the activations.
+    dtype: DType,
+    copies: Copies,
 }
 
 impl Params {
-    /// `weights` holds the arena's values in layout order. `sparse_rows` names the table whose rows are tracked.
-    pub fn new(layout: Layout, weights: Vec<f32>, device: &Device, sparse_rows: Option<&str>) -> Result<Self> {
+    /// `weights` holds the arena's values in layout order. `sparse_rows` names the table whose rows are tracked. The arenas are
+    /// f32 whatever the format of the activations, `space.dtype`.
+    pub fn new(layout: Layout, weights: Vec<f32>, space: Space<'_>, sparse_rows: Option<&str>) -> Result<Self> {
         if weights.len() != layout.arena_len() {
             bail!("{} weights for an arena of {}", weights.len(), layout.arena_len());
         }
@@ -138,14 +154,17 @@ impl Params {
             ever: vec![false; s.shape[0]],
         });
         let n = weights.len();
-        let weights = Tensor::from_vec(weights, n, device)?;
-        Ok(Self { specs: layout.specs, by_name, weights, training: None, sparse })
+        let weights = Tensor::from_vec(weights, n, space.device)?;
+        let copies = Copies::default();
+        Ok(Self { specs: layout.specs, by_name, weights, training: None, sparse, dtype: space.dtype, copies })
     }
 
     /// Allocates gradients and moments, all zero.
     pub fn start_training(&mut self) -> Result<()> {
         let zeros = || Tensor::zeros(self.weights.elem_count(), DType::F32, self.weights.device());
         self.training = Some(Training { grads: zeros()?, m: zeros()?, v: zeros()? });
+        // Copies made for evaluation lack what the backward pass reads.
+        self.copies.packed.borrow_mut().clear();
         Ok(())
     }
 
@@ -158,6 +177,11 @@ impl Params {
 
     pub fn device(&self) -> &Device {
         self.weights.device()
+    }
+
+    /// Where activations live and in which format.
+    pub fn space(&self) -> Space<'_> {
+        Space { dtype: self.dtype, device: self.weights.device() }
     }
 
     pub fn specs(&self) -> &[Spec] {
@@ -176,6 +200,31 @@ impl Params {
     /// A view of the weights from `offset`.
     pub fn weight(&self, offset: usize, shape: &[usize]) -> Result<Tensor> {
         view(&self.weights, offset, shape)
+    }
+
+    /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
+    pub fn linear(&self, offset: usize, out: usize, inp: usize) -> Result<Weight> {
+        let master = self.weight(offset, &[out, inp])?;
+        if self.dtype == DType::F32 {
+            return Ok(Weight::F32(master));
+        }
+        let (version, mut packed) = (self.copies.version.get(), self.copies.packed.borrow_mut());
+        let fresh = match packed.remove(&(offset, out, inp)) {
+            Some((at, copy)) if at == version => copy,
+            old => {
+                let room = || PackedWeight::new(out, inp, self.training.is_some(), self.device());
+                let copy = old.map_or_else(room, |(_, copy)| Ok(copy))?;
+                copy.pack(&master)?;
+                copy
+            }
+        };
+        packed.insert((offset, out, inp), (version, fresh.clone()));
+        Ok(Weight::Bf16(fresh))
+    }
+
+    /// To be called whenever the weights change.
+    fn weights_changed(&self) {
+        self.copies.version.set(self.copies.version.get() + 1);
     }
 
     /// A view of the gradients from `offset`.
@@ -201,6 +250,7 @@ impl Params {
 
     /// Puts the arenas of a checkpoint back.
     pub fn restore(&mut self, [weights, m, v]: [&Tensor; 3]) -> Result<()> {
+        self.weights_changed();
         let t = self.training()?;
         for (to, from) in [(&self.weights, weights), (&t.m, m), (&t.v, v)] {
             to.slice_set(&from.contiguous()?, 0, 0)?;
@@ -215,6 +265,7 @@ impl Params {
 
     /// Replaces the weights alone.
     pub fn restore_weights(&self, weights: &Tensor) -> Result<()> {
+        self.weights_changed();
         self.weights.slice_set(weights, 0, 0)
     }
 
@@ -271,6 +322,7 @@ impl Params {
             };
             segments.extend(ranges.into_iter().map(|range| Segment { range, weight_decay }));
         }
+        self.weights_changed();
         let t = self.training()?;
         adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &segments)
     }
@@ -289,7 +341,8 @@ mod tests {
         layout.block(&[("table".into(), vec![5, 2], Init::Normal)]);
         layout.block(&[("a.weight".into(), vec![2, 2], Init::Normal), ("a.bias".into(), vec![2], Init::Zeros)]);
         let n = layout.arena_len();
-        let mut p = Params::new(layout, (0..n).map(|i| i as f32).collect(), &Device::Cpu, Some("table")).unwrap();
+        let space = Space::f32(&Device::Cpu);
+        let mut p = Params::new(layout, (0..n).map(|i| i as f32).collect(), space, Some("table")).unwrap();
         p.start_training().unwrap();
         p
     }

@@ -4,16 +4,16 @@
 //! keys and values for all tokens and everything else for those `queries` rows only.
 
 use super::params::{Init, Layout, Params};
-use super::workspace::Buffer;
+use super::workspace::{Buffer, Space};
 use crate::ops::attention::{AttentionSpec, ProjectionGrads, Projections, attention, attention_backward};
-use crate::ops::bias::{add_bias, bias_grad};
+use crate::ops::bias::bias_grad;
 use crate::ops::dropout::Dropout;
-use crate::ops::gelu::{Activation, bias_act, bias_act_backward};
-use crate::ops::gemm::{linear, linear_input_grad, linear_weight_grad};
+use crate::ops::gelu::Activation;
+use crate::ops::gemm::{Weight, linear, linear_act, linear_act_backward, linear_input_grad, linear_weight_grad};
 use crate::ops::layer_norm::{ResidualNormGrads, residual_norm, residual_norm_backward};
 use crate::ops::rows::{add_rows, gather_rows};
 use crate::rng::PassKey;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 /// Sizes and rates that all layers of an encoder share.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,15 +126,15 @@ pub struct Scratch {
 
 impl Activations {
     /// The layer's output, as the forward pass left it.
-    pub fn output(&mut self, rows: usize, hidden: usize, device: &Device) -> Result<Tensor> {
-        self.out.view(rows, hidden, device)
+    pub fn output(&mut self, rows: usize, hidden: usize, space: Space<'_>) -> Result<Tensor> {
+        self.out.view(rows, hidden, space)
     }
 }
 
 impl Scratch {
     /// A buffer that is free once the backward pass of all layers is done.
-    pub fn spare(&mut self, rows: usize, hidden: usize, device: &Device) -> Result<Tensor> {
-        self.branch.view(rows, hidden, device)
+    pub fn spare(&mut self, rows: usize, hidden: usize, space: Space<'_>) -> Result<Tensor> {
+        self.branch.view(rows, hidden, space)
     }
 }
 
@@ -180,66 +180,67 @@ impl Layer {
         &self,
         acts: &mut Activations,
         pass: &Pass<'_>,
-        device: &Device,
+        space: Space<'_>,
     ) -> Result<(Tensor, Tensor, Tensor)> {
         let h = self.shape.hidden;
         let tokens = tokens(pass.cu_seqlens);
         Ok(match pass.selection {
             None => {
-                let qkv = acts.qkv.view(tokens, 3 * h, device)?;
+                let qkv = acts.qkv.view(tokens, 3 * h, space)?;
                 (qkv.narrow(1, 0, h)?, qkv.narrow(1, h, h)?, qkv.narrow(1, 2 * h, h)?)
             }
             Some(s) => {
-                let kv = acts.qkv.view(tokens, 2 * h, device)?;
-                (acts.q.view(tokens_of(s), h, device)?, kv.narrow(1, 0, h)?, kv.narrow(1, h, h)?)
+                let kv = acts.qkv.view(tokens, 2 * h, space)?;
+                (acts.q.view(tokens_of(s), h, space)?, kv.narrow(1, 0, h)?, kv.narrow(1, h, h)?)
             }
         })
     }
 
     /// `x: [tokens, hidden]` to `[tokens, hidden]`, or `[queries, hidden]` with a selection.
     pub fn forward(&self, params: &Params, x: &Tensor, pass: &Pass<'_>, acts: &mut Activations) -> Result<Tensor> {
-        let (h, inner, device, at) = (self.shape.hidden, self.shape.inner, params.device(), &self.at);
+        let (h, inner, space, at) = (self.shape.hidden, self.shape.inner, params.space(), &self.at);
         let [drop_p, drop_1, drop_2] = self.dropouts(pass);
         let tokens = tokens(pass.cu_seqlens);
-        let (w, b) = (params.weight(at.qkv_weight, &[3 * h, h])?, params.weight(at.qkv_bias, &[3 * h])?);
+        let b = params.weight(at.qkv_bias, &[3 * h])?;
         let (n, residual) = match pass.selection {
             None => {
-                let qkv = acts.qkv.view(tokens, 3 * h, device)?;
-                linear(&qkv, x, &w)?;
-                add_bias(&qkv, &b)?;
+                let qkv = acts.qkv.view(tokens, 3 * h, space)?;
+                linear(&qkv, x, &params.linear(at.qkv_weight, 3 * h, h)?, Some(&b))?;
                 (tokens, x.clone())
             }
             Some(s) => {
                 let n = tokens_of(s);
-                let (kv, picked, q) = (
-                    acts.qkv.view(tokens, 2 * h, device)?,
-                    acts.picked.view(n, h, device)?,
-                    acts.q.view(n, h, device)?,
-                );
-                linear(&kv, x, &w.narrow(0, h, 2 * h)?)?;
-                add_bias(&kv, &b.narrow(0, h, 2 * h)?)?;
+                let (kv, picked, q) =
+                    (acts.qkv.view(tokens, 2 * h, space)?, acts.picked.view(n, h, space)?, acts.q.view(n, h, space)?);
+                let [wq, wkv] = self.query_and_key_value(params)?;
+                linear(&kv, x, &wkv, Some(&b.narrow(0, h, 2 * h)?))?;
                 gather_rows(&picked, x, &s.index)?;
-                linear(&q, &picked, &w.narrow(0, 0, h)?)?;
-                add_bias(&q, &b.narrow(0, 0, h)?)?;
+                linear(&q, &picked, &wq, Some(&b.narrow(0, 0, h)?))?;
                 (n, picked)
             }
         };
-        let (q, k, v) = self.projections(acts, pass, device)?;
-        let context = acts.context.view(n, h, device)?;
+        let (q, k, v) = self.projections(acts, pass, space)?;
+        let context = acts.context.view(n, h, space)?;
         attention(&context, Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop_p))?;
 
-        let (sum1, norm1) = (acts.sum1.view(n, h, device)?, acts.norm1.view(n, h, device)?);
-        linear(&sum1, &context, &params.weight(at.output_weight, &[h, h])?)?;
+        let (sum1, norm1) = (acts.sum1.view(n, h, space)?, acts.norm1.view(n, h, space)?);
+        linear(&sum1, &context, &params.linear(at.output_weight, h, h)?, None)?;
         residual_norm(&sum1, &norm1, &residual, &params.weight(at.output_norm, &[3, h])?, self.shape.eps, drop_1)?;
 
-        let (up, g) = (acts.up.view(n, inner, device)?, acts.inner.view(n, inner, device)?);
-        linear(&up, &norm1, &params.weight(at.up_weight, &[inner, h])?)?;
-        bias_act(&up, &g, &params.weight(at.up_bias, &[inner])?, self.shape.act)?;
+        let (up, g) = (acts.up.view(n, inner, space)?, acts.inner.view(n, inner, space)?);
+        let up_bias = params.weight(at.up_bias, &[inner])?;
+        linear_act(&up, &g, &norm1, &params.linear(at.up_weight, inner, h)?, &up_bias, self.shape.act)?;
 
-        let (sum2, out) = (acts.sum2.view(n, h, device)?, acts.out.view(n, h, device)?);
-        linear(&sum2, &g, &params.weight(at.down_weight, &[h, inner])?)?;
+        let (sum2, out) = (acts.sum2.view(n, h, space)?, acts.out.view(n, h, space)?);
+        linear(&sum2, &g, &params.linear(at.down_weight, h, inner)?, None)?;
         residual_norm(&sum2, &out, &norm1, &params.weight(at.down_norm, &[3, h])?, self.shape.eps, drop_2)?;
         Ok(out)
+    }
+
+    /// The parts of the joint projection that a layer with a selection applies to different rows.
+    fn query_and_key_value(&self, params: &Params) -> Result<[Weight; 2]> {
+        let (h, at) = (self.shape.hidden, self.at.qkv_weight);
+        Ok([params.linear(at, h, h)?, params.linear(at + h * h, 2 * h, h)?])
     }
 
     fn attention_spec<'a>(&self, pass: &Pass<'a>, dropout: Dropout) -> AttentionSpec<'a> {
@@ -259,16 +260,16 @@ impl Layer {
         scratch: &mut Scratch,
         accumulate: bool,
     ) -> Result<Tensor> {
-        let (h, inner, device, at) = (self.shape.hidden, self.shape.inner, params.device(), &self.at);
+        let (h, inner, space, at) = (self.shape.hidden, self.shape.inner, params.space(), &self.at);
         let [drop_p, drop_1, drop_2] = self.dropouts(pass);
         let n = dout.dim(0)?;
         let (a, branch, c) =
-            (scratch.a.view(n, h, device)?, scratch.branch.view(n, h, device)?, scratch.c.view(n, h, device)?);
+            (scratch.a.view(n, h, space)?, scratch.branch.view(n, h, space)?, scratch.c.view(n, h, space)?);
         let (norm1, up, g) =
-            (acts.norm1.view(n, h, device)?, acts.up.view(n, inner, device)?, acts.inner.view(n, inner, device)?);
+            (acts.norm1.view(n, h, space)?, acts.up.view(n, inner, space)?, acts.inner.view(n, inner, space)?);
 
         let out = ResidualNormGrads { ds: &a, dbranch: &branch, dparams: &params.grad(at.down_norm, &[3, h])? };
-        let sum2 = acts.sum2.view(n, h, device)?;
+        let sum2 = acts.sum2.view(n, h, space)?;
         residual_norm_backward(
             out,
             dout,
@@ -279,15 +280,14 @@ impl Layer {
             accumulate,
         )?;
         linear_weight_grad(&params.grad(at.down_weight, &[h, inner])?, &branch, &g, accumulate)?;
-        let dg = scratch.inner.view(n, inner, device)?;
-        linear_input_grad(&dg, &branch, &params.weight(at.down_weight, &[h, inner])?, false)?;
-
-        bias_act_backward(&dg, &params.grad(at.up_bias, &[inner])?, &up, self.shape.act, accumulate)?;
-        linear_weight_grad(&params.grad(at.up_weight, &[inner, h])?, &dg, &norm1, accumulate)?;
-        linear_input_grad(&a, &dg, &params.weight(at.up_weight, &[inner, h])?, true)?;
+        let (dup, dup_bias) = (scratch.inner.view(n, inner, space)?, params.grad(at.up_bias, &[inner])?);
+        let down = params.linear(at.down_weight, h, inner)?;
+        linear_act_backward(&dup, &dup_bias, &branch, &down, &up, self.shape.act, accumulate)?;
+        linear_weight_grad(&params.grad(at.up_weight, &[inner, h])?, &dup, &norm1, accumulate)?;
+        linear_input_grad(&a, &dup, &params.linear(at.up_weight, inner, h)?, true)?;
 
         let out = ResidualNormGrads { ds: &c, dbranch: &branch, dparams: &params.grad(at.output_norm, &[3, h])? };
-        let sum1 = acts.sum1.view(n, h, device)?;
+        let sum1 = acts.sum1.view(n, h, space)?;
         residual_norm_backward(
             out,
             &a,
@@ -297,9 +297,9 @@ impl Layer {
             drop_1,
             accumulate,
         )?;
-        let context = acts.context.view(n, h, device)?;
+        let context = acts.context.view(n, h, space)?;
         linear_weight_grad(&params.grad(at.output_weight, &[h, h])?, &branch, &context, accumulate)?;
-        linear_input_grad(&a, &branch, &params.weight(at.output_weight, &[h, h])?, false)?;
+        linear_input_grad(&a, &branch, &params.linear(at.output_weight, h, h)?, false)?;
 
         self.attention_backward(params, x, &a, &c, pass, drop_p, acts, scratch, accumulate)
     }
@@ -317,29 +317,29 @@ impl Layer {
         scratch: &mut Scratch,
         accumulate: bool,
     ) -> Result<Tensor> {
-        let (h, device, at) = (self.shape.hidden, params.device(), &self.at);
+        let (h, space, at) = (self.shape.hidden, params.space(), &self.at);
         let (tokens, n) = (tokens(pass.cu_seqlens), dcontext.dim(0)?);
-        let (q, k, v) = self.projections(acts, pass, device)?;
+        let (q, k, v) = self.projections(acts, pass, space)?;
         let (projections, spec) = (Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop));
-        let (w, dw) = (params.weight(at.qkv_weight, &[3 * h, h])?, params.grad(at.qkv_weight, &[3 * h, h])?);
-        let db = params.grad(at.qkv_bias, &[3 * h])?;
+        let (dw, db) = (params.grad(at.qkv_weight, &[3 * h, h])?, params.grad(at.qkv_bias, &[3 * h])?);
         let Some(selection) = pass.selection else {
-            let dqkv = scratch.qkv.view(tokens, 3 * h, device)?;
+            let dqkv = scratch.qkv.view(tokens, 3 * h, space)?;
             attention_backward(ProjectionGrads::Fused(&dqkv), dcontext, projections, spec)?;
             bias_grad(&db, &dqkv, accumulate)?;
             linear_weight_grad(&dw, &dqkv, x, accumulate)?;
-            linear_input_grad(dresidual, &dqkv, &w, true)?;
+            linear_input_grad(dresidual, &dqkv, &params.linear(at.qkv_weight, 3 * h, h)?, true)?;
             return Ok(dresidual.clone());
         };
-        let (dq, dkv) = (scratch.q.view(n, h, device)?, scratch.qkv.view(tokens, 2 * h, device)?);
+        let (dq, dkv) = (scratch.q.view(n, h, space)?, scratch.qkv.view(tokens, 2 * h, space)?);
         attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, dcontext, projections, spec)?;
         bias_grad(&db.narrow(0, 0, h)?, &dq, accumulate)?;
         bias_grad(&db.narrow(0, h, 2 * h)?, &dkv, accumulate)?;
-        linear_weight_grad(&dw.narrow(0, 0, h)?, &dq, &acts.picked.view(n, h, device)?, accumulate)?;
+        linear_weight_grad(&dw.narrow(0, 0, h)?, &dq, &acts.picked.view(n, h, space)?, accumulate)?;
         linear_weight_grad(&dw.narrow(0, h, 2 * h)?, &dkv, x, accumulate)?;
-        let dx = scratch.full.view(tokens, h, device)?;
-        linear_input_grad(&dx, &dkv, &w.narrow(0, h, 2 * h)?, false)?;
-        linear_input_grad(dresidual, &dq, &w.narrow(0, 0, h)?, true)?;
+        let dx = scratch.full.view(tokens, h, space)?;
+        let [wq, wkv] = self.query_and_key_value(params)?;
+        linear_input_grad(&dx, &dkv, &wkv, false)?;
+        linear_input_grad(dresidual, &dq, &wq, true)?;
         add_rows(&dx, dresidual, &selection.index)?;
         Ok(dx)
     }

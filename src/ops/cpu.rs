@@ -4,45 +4,64 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-/// The vector instructions that the fused loops use.
+/// The instructions that the kernels use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
     /// What the compiler's baseline offers (SSE2 on x86-64).
     Baseline,
     /// AVX2 and FMA.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL.
+    /// AVX-512 F, BW, DQ and VL; AVX512-BF16 for bf16 products where the machine has it.
     Avx512,
+    /// AVX-512 with AVX512-BF16, and AMX tiles for bf16 products.
+    Amx,
 }
 
-/// Overrides the level: `baseline`, `avx2` or `avx512`; never more than the machine has. For tests of every body on one
-/// machine; the products of the `gemm` crate choose by themselves.
+impl Level {
+    /// By the name that [`LEVEL_VARIABLE`] takes.
+    pub const NAMES: [(&'static str, Self); 4] =
+        [("baseline", Self::Baseline), ("avx2", Self::Avx2), ("avx512", Self::Avx512), ("amx", Self::Amx)];
+}
+
+/// Overrides the level: `baseline`, `avx2`, `avx512` or `amx`; never more than the machine has. For tests of every body
+/// on one machine; the f32 products of the `gemm` crate choose by themselves.
 pub const LEVEL_VARIABLE: &str = "BERTFT_CPU";
 
 /// The best level this machine has, or the lower one that [`LEVEL_VARIABLE`] asks for.
 pub fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| detect().min(asked_level().ok().flatten().unwrap_or(Level::Avx512)))
+    *LEVEL.get_or_init(|| {
+        let asked = asked_level().ok().flatten().unwrap_or(Level::Amx);
+        #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+        if std::env::var_os(LEVEL_VARIABLE).is_some() && asked == Level::Amx && has_avx512_bf16() && !has_amx() {
+            super::gemm::amx_emulator::install();
+            return Level::Amx;
+        }
+        detect().min(asked)
+    })
 }
 
 /// What [`LEVEL_VARIABLE`] asks for, or its value when that is none of the levels.
 pub fn asked_level() -> std::result::Result<Option<Level>, String> {
-    match std::env::var(LEVEL_VARIABLE).as_deref() {
-        Err(_) | Ok("") => Ok(None),
-        Ok("baseline") => Ok(Some(Level::Baseline)),
-        Ok("avx2") => Ok(Some(Level::Avx2)),
-        Ok("avx512") => Ok(Some(Level::Avx512)),
-        Ok(other) => Err(other.into()),
+    match std::env::var(LEVEL_VARIABLE) {
+        Err(_) => Ok(None),
+        Ok(asked) if asked.is_empty() => Ok(None),
+        Ok(asked) => match Level::NAMES.iter().find(|(name, _)| *name == asked) {
+            Some((_, level)) => Ok(Some(*level)),
+            None => Err(asked),
+        },
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Level {
-    if is_x86_feature_detected!("avx512f")
+    let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-    {
+        && is_x86_feature_detected!("avx512vl");
+    if avx512 && has_avx512_bf16() && has_amx() {
+        Level::Amx
+    } else if avx512 {
         Level::Avx512
     } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         Level::Avx2
@@ -56,31 +75,63 @@ fn detect() -> Level {
     Level::Baseline
 }
 
+/// Whether the CPU multiplies bf16 pairs in AVX-512 registers.
+pub fn has_avx512_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// AMX tiles with bf16: the CPU has them and Linux grants them to this process (which this asks for).
+pub fn has_amx() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XFEATURE_XTILEDATA: libc::c_long = 18;
+        let has_leaf_7 = std::arch::x86_64::__cpuid(0).eax >= 7;
+        let edx = if has_leaf_7 { std::arch::x86_64::__cpuid_count(7, 0).edx } else { 0 };
+        let (amx_bf16, amx_tile) = (edx >> 22 & 1, edx >> 24 & 1);
+        // SAFETY: `arch_prctl` with this request reads and writes none of our memory.
+        let granted = || unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 };
+        amx_bf16 == 1 && amx_tile == 1 && granted()
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    false
+}
+
 /// Compiles a function once per [`Level`] and picks at run time. The body may call `#[inline(always)]` functions, and
-/// [`madd`]`::<FMA>` for a multiply-add that is fused where the level has it.
+/// [`madd`]`::<FMA>` for a multiply-add that is fused where the level has it. `fn name[T](…)` is generic over a number format
+/// `T: Real`.
 macro_rules! simd {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $([$t:ident])? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$t: $crate::ops::real::Real>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$($t: $crate::ops::real::Real,)? const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                fn avx512 $(<$t: $crate::ops::real::Real>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body::<$($t,)? true>($($arg),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+                fn avx2 $(<$t: $crate::ops::real::Real>)? ($($arg: $ty),*) $(-> $ret)? {
+                    body::<$($t,)? true>($($arg),*)
+                }
                 match $crate::ops::cpu::level() {
                     // SAFETY: `level` found these features on this machine.
-                    $crate::ops::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::ops::cpu::Level::Avx512 | $crate::ops::cpu::Level::Amx => {
+                        return unsafe { avx512 $(::<$t>)? ($($arg),*) }
+                    }
                     // SAFETY: as above.
-                    $crate::ops::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::cpu::Level::Avx2 => return unsafe { avx2 $(::<$t>)? ($($arg),*) },
                     $crate::ops::cpu::Level::Baseline => {}
                 }
             }
-            body::<false>($($arg),*)
+            body::<$($t,)? false>($($arg),*)
         }
     };
 }

@@ -13,10 +13,14 @@ pub mod embedding;
 pub mod gelu;
 pub mod gemm;
 pub mod layer_norm;
+pub mod real;
 pub mod rows;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use half::bf16;
+use real::Real;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// A source as a kernel sees it: `rows` of `cols` values, `stride` apart (a vector is one row).
 #[derive(Clone, Copy)]
@@ -30,34 +34,92 @@ pub struct Src<'a> {
 #[derive(Clone, Copy)]
 enum SrcData<'a> {
     F32(&'a [f32]),
+    Bf16(&'a [bf16]),
     U32(&'a [u32]),
 }
 
 impl<'a> Src<'a> {
-    /// The values, from the first to the last one of the view.
-    pub fn f32(&self) -> Result<&'a [f32]> {
+    /// The values in the format `T`, from the first to the last one of the view.
+    pub fn values<T: Real>(&self) -> Result<&'a [T]> {
+        let found = match self.data {
+            SrcData::F32(s) => T::of_f32s(s),
+            SrcData::Bf16(s) => T::of_bf16s(s),
+            SrcData::U32(_) => None,
+        };
+        found.ok_or_else(|| candle_core::Error::Msg(format!("a kernel expected a {:?} source", T::DTYPE)))
+    }
+
+    pub fn dtype(&self) -> DType {
         match self.data {
-            SrcData::F32(s) => Ok(s),
-            SrcData::U32(_) => bail!("a kernel expected an f32 source and got u32"),
+            SrcData::F32(_) => DType::F32,
+            SrcData::Bf16(_) => DType::BF16,
+            SrcData::U32(_) => DType::U32,
         }
+    }
+
+    /// The values of an f32 source.
+    pub fn f32(&self) -> Result<&'a [f32]> {
+        self.values()
     }
 
     /// The values of an index source.
     pub fn u32(&self) -> Result<&'a [u32]> {
         match self.data {
             SrcData::U32(s) => Ok(s),
-            SrcData::F32(_) => bail!("a kernel expected a u32 source and got f32"),
+            _ => bail!("a kernel expected a u32 source"),
         }
     }
 }
 
 /// A destination as a kernel sees it; fields as in [`Src`].
 pub struct Dst<'a> {
-    pub data: &'a mut [f32],
+    data: DstData<'a>,
     pub rows: usize,
     pub cols: usize,
     pub stride: usize,
 }
+
+enum DstData<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+}
+
+impl Dst<'_> {
+    /// The values in the format `T`, from the first to the last one of the view.
+    pub fn values<T: Real>(&mut self) -> Result<&mut [T]> {
+        let found = match &mut self.data {
+            DstData::F32(s) => T::of_f32s_mut(s),
+            DstData::Bf16(s) => T::of_bf16s_mut(s),
+        };
+        found.ok_or_else(|| candle_core::Error::Msg(format!("a kernel expected a {:?} destination", T::DTYPE)))
+    }
+
+    /// The values of an f32 destination.
+    pub fn f32(&mut self) -> Result<&mut [f32]> {
+        self.values()
+    }
+
+    pub fn dtype(&self) -> DType {
+        match self.data {
+            DstData::F32(_) => DType::F32,
+            DstData::Bf16(_) => DType::BF16,
+        }
+    }
+}
+
+/// Runs an expression with the type `$t` standing for the format of an argument.
+macro_rules! by_format {
+    ($of:expr, $t:ident => $body:expr) => {
+        if $of.dtype() == candle_core::DType::BF16 {
+            type $t = half::bf16;
+            $body
+        } else {
+            type $t = f32;
+            $body
+        }
+    };
+}
+pub(crate) use by_format;
 
 /// One fused operation. The order of destinations and sources is part of each op's contract.
 pub trait Kernel {
@@ -66,24 +128,23 @@ pub trait Kernel {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()>;
 }
 
-/// `(offset, rows, cols, stride)` of a vector or a matrix whose last dimension is dense.
-fn matrix(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
-    let (dims, stride) = (layout.dims(), layout.stride());
-    match *dims {
-        [n] if n <= 1 || stride[0] == 1 => Ok((layout.start_offset(), 1, n, n)),
-        [m, n] if n <= 1 || stride[1] == 1 => Ok((layout.start_offset(), m, n, if m <= 1 { n } else { stride[0] })),
+/// `(range, rows, cols, stride)` of a vector or a matrix whose last dimension is dense.
+fn matrix(layout: &Layout) -> Result<(Range<usize>, usize, usize, usize)> {
+    let (dims, strides, start) = (layout.dims(), layout.stride(), layout.start_offset());
+    let (rows, cols, stride) = match *dims {
+        [n] if n <= 1 || strides[0] == 1 => (1, n, n),
+        [m, n] if n <= 1 || strides[1] == 1 => (m, n, if m <= 1 { n } else { strides[0] }),
         _ => bail!("a kernel takes vectors and matrices with a dense last dimension, not {layout:?}"),
-    }
-}
-
-fn span(rows: usize, cols: usize, stride: usize) -> usize {
-    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
+    };
+    let span = if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols };
+    Ok((start..start + span, rows, cols, stride))
 }
 
 /// Where a CPU tensor's storage begins; tells whether two tensors share it.
 fn storage_address(t: &Tensor) -> Option<usize> {
     match &*t.storage_and_layout().0 {
         Storage::Cpu(CpuStorage::F32(v)) => Some(v.as_ptr() as usize),
+        Storage::Cpu(CpuStorage::BF16(v)) => Some(v.as_ptr() as usize),
         Storage::Cpu(CpuStorage::U32(v)) => Some(v.as_ptr() as usize),
         _ => None,
     }
@@ -112,11 +173,16 @@ struct Launch<'a> {
 
 #[derive(Clone, Copy)]
 struct RawDst {
-    data: *mut f32,
-    len: usize,
+    data: RawData,
     rows: usize,
     cols: usize,
     stride: usize,
+}
+
+#[derive(Clone, Copy)]
+enum RawData {
+    F32(*mut [f32]),
+    Bf16(*mut [bf16]),
 }
 
 impl InplaceOp1 for Launch<'_> {
@@ -125,11 +191,14 @@ impl InplaceOp1 for Launch<'_> {
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let CpuStorage::F32(values) = storage else { bail!("{}: destinations are f32", self.kernel.name()) };
-        let (offset, rows, cols, stride) = matrix(layout)?;
-        let view = &mut values[offset..offset + span(rows, cols, stride)];
+        let (range, rows, cols, stride) = matrix(layout)?;
+        let data = match storage {
+            CpuStorage::F32(v) => RawData::F32(&mut v[range]),
+            CpuStorage::BF16(v) => RawData::Bf16(&mut v[range]),
+            _ => bail!("{}: destinations are f32 or bf16", self.kernel.name()),
+        };
         let mut locked = self.locked.take();
-        locked.push(RawDst { data: view.as_mut_ptr(), len: view.len(), rows, cols, stride });
+        locked.push(RawDst { data, rows, cols, stride });
         if let Some((next, rest)) = self.rest.split_first() {
             let inner = Launch { kernel: self.kernel, rest, src: self.src, locked: RefCell::new(locked) };
             return next.inplace_op1(&inner);
@@ -138,12 +207,12 @@ impl InplaceOp1 for Launch<'_> {
         let src = guards
             .iter()
             .map(|(storage, layout)| {
-                let (offset, rows, cols, stride) = matrix(layout)?;
-                let range = offset..offset + span(rows, cols, stride);
+                let (range, rows, cols, stride) = matrix(layout)?;
                 let data = match &**storage {
                     Storage::Cpu(CpuStorage::F32(v)) => SrcData::F32(&v[range]),
+                    Storage::Cpu(CpuStorage::BF16(v)) => SrcData::Bf16(&v[range]),
                     Storage::Cpu(CpuStorage::U32(v)) => SrcData::U32(&v[range]),
-                    _ => bail!("{}: sources are f32 or u32 on the CPU", self.kernel.name()),
+                    _ => bail!("{}: sources are f32, bf16 or u32 on the CPU", self.kernel.name()),
                 };
                 Ok(Src { data, rows, cols, stride })
             })
@@ -153,7 +222,12 @@ impl InplaceOp1 for Launch<'_> {
             .map(|d| Dst {
                 // SAFETY: each comes from a `&mut CpuStorage` that an outer level of this recursion still holds, and
                 // `launch` made sure that no two arguments share a storage.
-                data: unsafe { std::slice::from_raw_parts_mut(d.data, d.len) },
+                data: unsafe {
+                    match d.data {
+                        RawData::F32(v) => DstData::F32(&mut *v),
+                        RawData::Bf16(v) => DstData::Bf16(&mut *v),
+                    }
+                },
                 rows: d.rows,
                 cols: d.cols,
                 stride: d.stride,
@@ -173,7 +247,7 @@ mod tests {
         if std::env::var_os(LEVEL_VARIABLE).is_some() {
             return;
         }
-        for level in ["baseline", "avx2"] {
+        for level in ["baseline", "avx2", "avx512", "amx"] {
             let tests = std::env::current_exe().unwrap();
             let output = std::process::Command::new(tests).arg("ops::").env(LEVEL_VARIABLE, level).output().unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
@@ -186,7 +260,7 @@ mod tests {
 #[cfg(test)]
 pub(crate) mod testing {
     //! What the ops' tests share.
-    use candle_core::{Device, Tensor};
+    use candle_core::{DType, Device, Tensor};
 
     /// Repeatable values in about [-1, 1].
     pub fn values(n: usize, seed: u32) -> Vec<f32> {
@@ -202,11 +276,17 @@ pub(crate) mod testing {
     }
 
     pub fn zeros(rows: usize, cols: usize) -> Tensor {
-        Tensor::zeros((rows, cols), candle_core::DType::F32, &Device::Cpu).unwrap()
+        Tensor::zeros((rows, cols), DType::F32, &Device::Cpu).unwrap()
     }
 
+    /// The values, widened if they are bf16.
     pub fn flat(t: &Tensor) -> Vec<f32> {
-        t.flatten_all().unwrap().to_vec1().unwrap()
+        t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The same values in bf16, rounded.
+    pub fn bf16(t: &Tensor) -> Tensor {
+        t.to_dtype(DType::BF16).unwrap()
     }
 
     pub fn close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {

@@ -2,7 +2,9 @@
 
 use crate::data::config::{Invalid, TaskKind};
 use crate::metrics::{self, Family};
+use crate::ops::gemm::bf16_engine;
 use crate::suggest::did_you_mean;
+use candle_core::DType;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::str::FromStr;
 
@@ -20,7 +22,8 @@ pub enum Scheduler {
     ConstantWithWarmup,
 }
 
-/// The number format of the matrix products. Master weights, softmax, norms and loss are f32 in both.
+/// The number format of activations and matrix products. Master weights, moments, sums, softmax, norms and loss are f32 in
+/// both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -36,6 +39,24 @@ impl Precision {
             Self::Bf16 => "bf16",
         }
     }
+
+    /// The format to compute in on this machine, with a note if that is not the one asked for.
+    pub fn here(self) -> (Self, Option<String>) {
+        if self == Self::Bf16 && bf16_engine().is_none() {
+            let note =
+                "bf16 is not faster than f32 on this CPU, which has neither AMX nor AVX512-BF16; computing in f32";
+            return (Self::F32, Some(note.into()));
+        }
+        (self, None)
+    }
+
+    /// The format of the activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
 }
 
 /// From a command-line argument.
@@ -45,8 +66,8 @@ impl FromStr for Precision {
     fn from_str(s: &str) -> Result<Self, String> {
         match s {
             "f32" => Ok(Self::F32),
-            "bf16" => Err("bf16 is not in this version; use f32".into()),
-            _ => Err("expected f32".into()),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err("expected f32 or bf16".into()),
         }
     }
 }
@@ -171,9 +192,6 @@ impl TrainConfig {
         self.check_numbers()?;
         self.check_counts()?;
         self.check_evaluation(task, has_eval)?;
-        if self.precision == Precision::Bf16 {
-            return Err(Invalid::new("train.precision", "is \"bf16\", which is not in this version; use \"f32\""));
-        }
         if self.lr_scheduler_type == Scheduler::Constant && (self.warmup_steps > 0 || self.warmup_ratio > 0.0) {
             let message = "is \"constant\", which has no warmup, but a warmup is set; use \"constant_with_warmup\"";
             return Err(Invalid::new("train.lr_scheduler_type", message));
@@ -295,7 +313,7 @@ mod tests {
     #[test]
     fn every_range_is_checked() {
         type Change = fn(&mut TrainConfig);
-        let wrong: [(&str, Change); 20] = [
+        let wrong: [(&str, Change); 19] = [
             ("train.epochs", |c| c.epochs = 0.0),
             ("train.epochs", |c| c.epochs = f64::NAN),
             ("train.max_steps", |c| c.max_steps = Some(0)),
@@ -313,7 +331,6 @@ mod tests {
             ("train.label_smoothing_factor", |c| c.label_smoothing_factor = 1.0),
             ("train.logging_steps", |c| c.logging_steps = 0),
             ("train.save_steps", |c| c.save_steps = Some(0)),
-            ("train.precision", |c| c.precision = Precision::Bf16),
             ("train.early_stopping_patience", |c| c.early_stopping_patience = Some(0)),
             ("train.metric_for_best_model", |c| c.metric_for_best_model = "pearson".into()),
         ];

@@ -2,6 +2,7 @@
 
 use bertft::data::{Dataset, Targets, Tokens};
 use bertft::model::{Model, Pretrained};
+use bertft::nn::workspace::Space;
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub fn dataset(case: &str) -> Dataset {
 pub fn trainable(dir: &Path) -> Model {
     let pretrained = Pretrained::open(dir).unwrap();
     let task = pretrained.task().unwrap();
-    let (mut model, report) = Model::load(&pretrained, task, 1, &Device::Cpu).unwrap();
+    let (mut model, report) = Model::load(&pretrained, task, 1, Space::f32(&Device::Cpu)).unwrap();
     assert_eq!((report.initialised, report.unused), (vec![], vec![]));
     model.params.start_training().unwrap();
     model

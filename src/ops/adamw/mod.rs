@@ -75,9 +75,10 @@ impl Kernel for AdamW<'_> {
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([w, m, v], [g]) = (dst, src) else { bail!("adamw: three destinations, one source") };
-        let (n, g) = (w.data.len(), g.f32()?);
-        if m.data.len() != n || v.data.len() != n || g.len() != n {
-            bail!("adamw: arenas of {n}, {}, {} and {} values", m.data.len(), v.data.len(), g.len());
+        let (w, m, v, g) = (w.f32()?, m.f32()?, v.f32()?, g.f32()?);
+        let n = w.len();
+        if m.len() != n || v.len() != n || g.len() != n {
+            bail!("adamw: arenas of {n}, {}, {} and {} values", m.len(), v.len(), g.len());
         }
         let ordered = self.segments.windows(2).all(|s| s[0].range.end <= s[1].range.start);
         if !ordered || self.segments.last().is_some_and(|s| s.range.end > n) {
@@ -101,7 +102,7 @@ impl Kernel for AdamW<'_> {
             .iter()
             .flat_map(|s| blocks(s.range.clone()).map(|b| (b, (1.0 - self.step.learning_rate * s.weight_decay) as f32)))
             .collect();
-        let (w, m, v) = (Shared::new(w.data), Shared::new(m.data), Shared::new(v.data));
+        let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
         work.into_par_iter().with_min_len(16).for_each(|(range, keep)| {
             // SAFETY: segments are disjoint (checked above) and blocks cut them without overlap.
             let (w, m, v) = unsafe { (w.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };

@@ -1,9 +1,11 @@
 //! CPU body: one (row, head) pair is one piece of work, queries in blocks so that the scores stay in L2. Keys and values
-//! are transposed once a pair, so that all products run over dense columns in register tiles.
+//! are transposed once a pair, so that all products run over dense columns in register tiles. bf16 pairs are widened into
+//! the scratch first and their results rounded on the way out.
 
 use super::AttentionSpec;
 use crate::ops::cpu::{LANES, exp, fold, lane_sum, madd, simd};
 use crate::ops::dropout::Dropout;
+use crate::ops::real::Real;
 use rayon::prelude::*;
 use std::cell::RefCell;
 
@@ -11,40 +13,96 @@ use std::cell::RefCell;
 const BLOCK: usize = 64;
 
 /// A row-major matrix view; the caller answers for its extent.
-#[derive(Clone, Copy)]
-pub struct Matrix {
-    pub at: *const f32,
+pub struct Matrix<T = f32> {
+    pub at: *const T,
     pub stride: usize,
 }
 
 /// A row-major mutable matrix view; the caller answers for its extent.
-#[derive(Clone, Copy)]
-pub struct MatrixMut {
-    pub at: *mut f32,
+pub struct MatrixMut<T = f32> {
+    pub at: *mut T,
     pub stride: usize,
 }
 
-// SAFETY: plain addresses; every pair of (row, head) reads shared and writes disjoint places.
-unsafe impl Sync for Matrix {}
-// SAFETY: as above.
-unsafe impl Sync for MatrixMut {}
-
-impl Matrix {
-    unsafe fn offset(self, row: usize, col: usize) -> Self {
-        // SAFETY: inside the view by the caller's promise.
-        Self { at: unsafe { self.at.add(row * self.stride + col) }, ..self }
+impl<T> Clone for Matrix<T> {
+    fn clone(&self) -> Self {
+        *self
     }
 }
 
-impl MatrixMut {
+impl<T> Copy for Matrix<T> {}
+
+impl<T> Clone for MatrixMut<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for MatrixMut<T> {}
+
+// SAFETY: plain addresses; every pair of (row, head) reads shared and writes disjoint places.
+unsafe impl<T> Sync for Matrix<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for MatrixMut<T> {}
+
+impl<T: Real> Matrix<T> {
     unsafe fn offset(self, row: usize, col: usize) -> Self {
         // SAFETY: inside the view by the caller's promise.
         Self { at: unsafe { self.at.add(row * self.stride + col) }, ..self }
     }
 
-    fn as_const(self) -> Matrix {
+    /// The view itself if it is f32, else a widened copy in `room: [rows, d]`.
+    #[inline(always)]
+    unsafe fn widened(self, room: &mut [f32], rows: usize, d: usize) -> Matrix {
+        if T::DTYPE == f32::DTYPE {
+            return Matrix { at: self.at.cast(), stride: self.stride };
+        }
+        for (i, row) in room[..rows * d].chunks_exact_mut(d).enumerate() {
+            for (j, v) in row.iter_mut().enumerate() {
+                // SAFETY: inside the view by the caller's promise.
+                *v = unsafe { (*self.at.add(i * self.stride + j)).to_f32() };
+            }
+        }
+        Matrix { at: room.as_ptr(), stride: d }
+    }
+}
+
+impl<T: Real> MatrixMut<T> {
+    unsafe fn offset(self, row: usize, col: usize) -> Self {
+        // SAFETY: inside the view by the caller's promise.
+        Self { at: unsafe { self.at.add(row * self.stride + col) }, ..self }
+    }
+
+    fn as_const(self) -> Matrix<T> {
         Matrix { at: self.at, stride: self.stride }
     }
+
+    /// Where to compute: the view itself if it is f32, else `room: [rows, d]`, to be brought home by [`Self::rounded`].
+    fn workplace(self, room: &mut [f32], d: usize) -> MatrixMut {
+        if T::DTYPE == f32::DTYPE {
+            MatrixMut { at: self.at.cast(), stride: self.stride }
+        } else {
+            MatrixMut { at: room.as_mut_ptr(), stride: d }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rounded(self, room: &[f32], rows: usize, d: usize) {
+        if T::DTYPE == f32::DTYPE {
+            return;
+        }
+        for (i, row) in room[..rows * d].chunks_exact(d).enumerate() {
+            for (j, v) in row.iter().enumerate() {
+                // SAFETY: inside the view by the caller's promise.
+                unsafe { *self.at.add(i * self.stride + j) = T::from_f32(*v) };
+            }
+        }
+    }
+}
+
+/// Floats of room that a copy of `rows · d` values needs.
+fn room<T: Real>(rows: usize, d: usize) -> usize {
+    if T::DTYPE == f32::DTYPE { 0 } else { rows * d }
 }
 
 /// One (row, head): sizes and dropout.
@@ -64,7 +122,7 @@ pub fn head_dropout(spec: &AttentionSpec<'_>, row: usize, head: usize) -> Dropou
 fn for_pairs(
     hidden: usize,
     spec: &AttentionSpec<'_>,
-    scratch: fn(usize, usize) -> usize,
+    scratch: impl Fn(Pair) -> usize + Sync,
     f: impl Fn(usize, usize, usize, Pair, &mut [f32]) + Sync,
 ) {
     thread_local!(static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
@@ -76,7 +134,7 @@ fn for_pairs(
         let (queries, keys) = (spec.cu_queries[row + 1] as usize - q0, spec.cu_keys[row + 1] as usize - k0);
         let pair = Pair { queries, keys, d, drop: head_dropout(spec, row, head) };
         SCRATCH.with_borrow_mut(|s| {
-            let need = scratch(padded(keys), d);
+            let need = scratch(pair);
             if s.len() < need {
                 s.resize(need, 0.0);
             }
@@ -91,36 +149,45 @@ fn padded(keys: usize) -> usize {
 
 /// # Safety
 /// The matrices must have the shapes that [`super::attention`] documents for `spec`.
-pub unsafe fn forward(out: MatrixMut, q: Matrix, k: Matrix, v: Matrix, hidden: usize, spec: &AttentionSpec<'_>) {
+pub unsafe fn forward<T: Real>(
+    out: MatrixMut<T>,
+    q: Matrix<T>,
+    k: Matrix<T>,
+    v: Matrix<T>,
+    hidden: usize,
+    spec: &AttentionSpec<'_>,
+) {
     let all = (out, q, k, v);
     for_pairs(
         hidden,
         spec,
-        |n, d| n * (d + BLOCK),
+        |p| padded(p.keys) * (p.d + BLOCK) + room::<T>(2 * p.queries + 2 * p.keys, p.d),
         |q0, k0, col, pair, scratch| {
             let (out, q, k, v) = all;
             // SAFETY: offsets inside the views by the caller's promise.
             unsafe {
-                forward_pair(
-                    out.offset(q0, col),
-                    q.offset(q0, col),
-                    k.offset(k0, col),
-                    v.offset(k0, col),
-                    pair,
-                    scratch,
-                )
+                let views = (out.offset(q0, col), q.offset(q0, col), k.offset(k0, col), v.offset(k0, col));
+                forward_pair(views.0, views.1, views.2, views.3, pair, scratch)
             }
         },
     );
 }
 
 simd! {
-    fn forward_pair(out: MatrixMut, q: Matrix, k: Matrix, v: Matrix, pair: Pair, scratch: &mut [f32]) {
+    fn forward_pair[T](
+        out: MatrixMut<T>, q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, pair: Pair, scratch: &mut [f32],
+    ) {
         let Pair { queries, keys, d, drop } = pair;
         let n = padded(keys);
-        let (kt, scores) = scratch.split_at_mut(n * d);
+        let (kt, rest) = scratch.split_at_mut(n * d);
+        let (scores, rest) = rest.split_at_mut(n * BLOCK);
+        let (out_room, rest) = rest.split_at_mut(room::<T>(queries, d));
+        let (q_room, rest) = rest.split_at_mut(room::<T>(queries, d));
+        let (k_room, v_room) = rest.split_at_mut(room::<T>(keys, d));
         // SAFETY: all views span this pair's tokens by the caller's promise.
         unsafe {
+            let (q, k, v) = (q.widened(q_room, queries, d), k.widened(k_room, keys, d), v.widened(v_room, keys, d));
+            let to = out.workplace(out_room, d);
             transpose(kt, k, keys, d, n);
             let kt = Matrix { at: kt.as_ptr(), stride: n };
             let s = MatrixMut { at: scores.as_mut_ptr(), stride: n };
@@ -136,20 +203,27 @@ simd! {
                         }
                     }
                 }
-                product::<FMA>(out.offset(i, 0), s.as_const(), false, v, m, d, keys, false);
+                product::<FMA>(to.offset(i, 0), s.as_const(), false, v, m, d, keys, false);
             }
+            out.rounded(out_room, queries, d);
         }
     }
 }
 
 /// # Safety
 /// The matrices must have the shapes that [`super::attention_backward`] documents for `spec`.
-pub unsafe fn backward(to: [MatrixMut; 3], dout: Matrix, qkv: [Matrix; 3], hidden: usize, spec: &AttentionSpec<'_>) {
+pub unsafe fn backward<T: Real>(
+    to: [MatrixMut<T>; 3],
+    dout: Matrix<T>,
+    qkv: [Matrix<T>; 3],
+    hidden: usize,
+    spec: &AttentionSpec<'_>,
+) {
     let all = (to, dout, qkv);
     for_pairs(
         hidden,
         spec,
-        |n, d| n * (2 * d + 2 * BLOCK),
+        |p| padded(p.keys) * 2 * (p.d + BLOCK) + room::<T>(3 * p.queries + 4 * p.keys, p.d),
         |q0, k0, col, pair, scratch| {
             let ([dq, dk, dv], dout, [q, k, v]) = all;
             // SAFETY: offsets inside the views by the caller's promise.
@@ -163,12 +237,23 @@ pub unsafe fn backward(to: [MatrixMut; 3], dout: Matrix, qkv: [Matrix; 3], hidde
 }
 
 simd! {
-    fn backward_pair(to: [MatrixMut; 3], dout: Matrix, qkv: [Matrix; 3], pair: Pair, scratch: &mut [f32]) {
-        let (Pair { queries, keys, d, drop }, [dq, dk, dv], [q, k, v]) = (pair, to, qkv);
+    fn backward_pair[T](
+        to: [MatrixMut<T>; 3], dout: Matrix<T>, qkv: [Matrix<T>; 3], pair: Pair, scratch: &mut [f32],
+    ) {
+        let (Pair { queries, keys, d, drop }, home, [q, k, v]) = (pair, to, qkv);
         let n = padded(keys);
         let (kt, rest) = scratch.split_at_mut(n * d);
         let (vt, rest) = rest.split_at_mut(n * d);
-        let (p, ds) = rest.split_at_mut(n * BLOCK);
+        let (p, rest) = rest.split_at_mut(n * BLOCK);
+        let (ds, rest) = rest.split_at_mut(n * BLOCK);
+        let (dq_room, rest) = rest.split_at_mut(room::<T>(queries, d));
+        let (dk_room, rest) = rest.split_at_mut(room::<T>(keys, d));
+        let (dv_room, rest) = rest.split_at_mut(room::<T>(keys, d));
+        let (dout_room, rest) = rest.split_at_mut(room::<T>(queries, d));
+        let (q_room, rest) = rest.split_at_mut(room::<T>(queries, d));
+        let (k_room, v_room) = rest.split_at_mut(room::<T>(keys, d));
+        let to = [home[0].workplace(dq_room, d), home[1].workplace(dk_room, d), home[2].workplace(dv_room, d)];
+        let [dq, dk, dv] = to;
         // SAFETY: all views span this pair's tokens by the caller's promise.
         unsafe {
             if queries == 0 {
@@ -177,6 +262,8 @@ simd! {
                     std::slice::from_raw_parts_mut(dv.offset(j, 0).at, d).fill(0.0);
                 }
             }
+            let dout = dout.widened(dout_room, queries, d);
+            let (q, k, v) = (q.widened(q_room, queries, d), k.widened(k_room, keys, d), v.widened(v_room, keys, d));
             transpose(kt, k, keys, d, n);
             transpose(vt, v, keys, d, n);
             let (kt, vt) = (Matrix { at: kt.as_ptr(), stride: n }, Matrix { at: vt.as_ptr(), stride: n });
@@ -193,6 +280,9 @@ simd! {
                 product::<FMA>(dq.offset(i, 0), dsm.as_const(), false, k, m, d, keys, false);
                 product::<FMA>(dk, dsm.as_const(), true, q.offset(i, 0), keys, d, m, i > 0);
             }
+            home[0].rounded(dq_room, queries, d);
+            home[1].rounded(dk_room, keys, d);
+            home[2].rounded(dv_room, keys, d);
         }
     }
 }

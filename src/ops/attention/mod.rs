@@ -4,7 +4,8 @@
 mod cpu;
 
 use crate::ops::dropout::Dropout;
-use crate::ops::{Dst, Kernel, Src, launch};
+use crate::ops::real::Real;
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
 /// Which tokens see which, and how.
@@ -36,7 +37,8 @@ pub enum ProjectionGrads<'a> {
     Split { dq: &'a Tensor, dkv: &'a Tensor },
 }
 
-/// `out[queries, hidden] = dropout(softmax(q·kᵀ / √head_dim))·v`, head by head.
+/// `out[queries, hidden] = dropout(softmax(q·kᵀ / √head_dim))·v`, head by head. All in f32 or all in bf16; the products are f32
+/// in both.
 pub fn attention(out: &Tensor, p: Projections<'_>, spec: AttentionSpec<'_>) -> Result<()> {
     launch(&Forward(spec), &[out], &[p.q, p.k, p.v])
 }
@@ -90,12 +92,23 @@ impl Kernel for Forward<'_> {
         if (out.rows, out.cols) != (queries, hidden) {
             bail!("attention: output [{}, {}] for [{queries}, {hidden}]", out.rows, out.cols);
         }
-        let source = |s: &Src<'_>| Ok::<_, candle_core::Error>(cpu::Matrix { at: s.f32()?.as_ptr(), stride: s.stride });
-        let out = cpu::MatrixMut { at: out.data.as_mut_ptr(), stride: out.stride };
-        // SAFETY: shapes and prefix sums were checked against the views above.
-        unsafe { cpu::forward(out, source(q)?, source(k)?, source(v)?, hidden, &self.0) };
+        by_format!(out, T => {
+            let to = cpu::MatrixMut::<T> { stride: out.stride, at: out.values()?.as_mut_ptr() };
+            let (q, k, v) = (source::<T>(q)?, source::<T>(k)?, source::<T>(v)?);
+            // SAFETY: shapes and prefix sums were checked against the views above.
+            unsafe { cpu::forward(to, q, k, v, hidden, &self.0) };
+        });
         Ok(())
     }
+}
+
+fn source<T: Real>(s: &Src<'_>) -> Result<cpu::Matrix<T>> {
+    Ok(cpu::Matrix { at: s.values()?.as_ptr(), stride: s.stride })
+}
+
+/// The columns of a destination from `skip` on.
+fn columns<T: Real>(d: &mut Dst<'_>, skip: usize) -> Result<cpu::MatrixMut<T>> {
+    Ok(cpu::MatrixMut { stride: d.stride, at: d.values::<T>()?[skip..].as_mut_ptr() })
 }
 
 impl Kernel for Backward<'_> {
@@ -110,22 +123,22 @@ impl Kernel for Backward<'_> {
             bail!("attention_backward: gradient [{}, {}] for [{queries}, {hidden}]", dout.rows, dout.cols);
         }
         let shapes: Vec<_> = dst.iter().map(|d| (d.rows, d.cols)).collect();
-        let column =
-            |d: &mut Dst<'_>, skip: usize| cpu::MatrixMut { at: d.data[skip..].as_mut_ptr(), stride: d.stride };
-        let [dq, dk, dv] = match dst {
-            [all] if shapes == [(tokens, 3 * hidden)] && queries == tokens => {
-                [column(all, 0), column(all, hidden), column(all, 2 * hidden)]
-            }
-            [dq, dkv] if shapes == [(queries, hidden), (tokens, 2 * hidden)] => {
-                [column(dq, 0), column(dkv, 0), column(dkv, hidden)]
-            }
-            _ => {
-                bail!("attention_backward: destinations {shapes:?} for {queries} queries, {tokens} tokens of {hidden}")
-            }
-        };
-        let source = |s: &Src<'_>| Ok::<_, candle_core::Error>(cpu::Matrix { at: s.f32()?.as_ptr(), stride: s.stride });
-        // SAFETY: shapes and prefix sums were checked against the views above.
-        unsafe { cpu::backward([dq, dk, dv], source(dout)?, [source(q)?, source(k)?, source(v)?], hidden, &self.0) };
+        by_format!(dout, T => {
+            let to = match dst {
+                [all] if shapes == [(tokens, 3 * hidden)] && queries == tokens => {
+                    [columns::<T>(all, 0)?, columns(all, hidden)?, columns(all, 2 * hidden)?]
+                }
+                [dq, dkv] if shapes == [(queries, hidden), (tokens, 2 * hidden)] => {
+                    [columns::<T>(dq, 0)?, columns(dkv, 0)?, columns(dkv, hidden)?]
+                }
+                _ => {
+                    bail!("attention_backward: destinations {shapes:?} for {queries} queries, {tokens} tokens of {hidden}")
+                }
+            };
+            let (dout, qkv) = (source::<T>(dout)?, [source::<T>(q)?, source::<T>(k)?, source::<T>(v)?]);
+            // SAFETY: shapes and prefix sums were checked against the views above.
+            unsafe { cpu::backward(to, dout, qkv, hidden, &self.0) };
+        });
         Ok(())
     }
 }

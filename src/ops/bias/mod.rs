@@ -1,17 +1,17 @@
 //! A linear layer's bias where no other op takes it along.
 
 use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
-use crate::ops::{Dst, Kernel, Src, launch};
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
 const GRAIN: usize = 32;
 
-/// `y[tokens, out] += bias[out]`
+/// `y[tokens, out] += bias[out]`; `y` in f32.
 pub fn add_bias(y: &Tensor, bias: &Tensor) -> Result<()> {
     launch(&Add, &[y], &[bias])
 }
 
-/// `dbias[out] = Σ_tokens dy[tokens, out]`, added to `dbias` if `accumulate`.
+/// `dbias[out] = Σ_tokens dy[tokens, out]`, added to `dbias` if `accumulate`; `dy` in f32 or bf16.
 pub fn bias_grad(dbias: &Tensor, dy: &Tensor, accumulate: bool) -> Result<()> {
     launch(&Grad { accumulate }, &[dbias], &[dy])
 }
@@ -30,7 +30,7 @@ impl Kernel for Add {
             bail!("add_bias: {} values for rows of {n}", bias.len());
         }
         let rows = y.rows;
-        let y = Shared::new(y.data);
+        let y = Shared::new(y.f32()?);
         for_chunks(rows, GRAIN, |_, r| {
             // SAFETY: chunks of rows are disjoint.
             add_rows(unsafe { y.range(r.start * n..r.end * n) }, bias);
@@ -60,27 +60,30 @@ impl Kernel for Grad {
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([db], [dy]) = (dst, src) else { bail!("bias_grad: one destination, one source") };
-        let n = db.data.len();
+        let db = db.f32()?;
+        let n = db.len();
         if dy.cols != n || dy.stride != n {
             bail!("bias_grad: rows of {} for {n} values", dy.cols);
         }
-        let values = dy.f32()?;
         let mut partial = vec![0f32; chunk_count(dy.rows, GRAIN) * n];
         let shared = Shared::new(&mut partial);
-        for_chunks(dy.rows, GRAIN, |c, r| {
-            // SAFETY: one partial sum a chunk.
-            sum_rows(unsafe { shared.range(c * n..(c + 1) * n) }, &values[r.start * n..r.end * n]);
+        by_format!(dy, T => {
+            let values = dy.values::<T>()?;
+            for_chunks(dy.rows, GRAIN, |c, r| {
+                // SAFETY: one partial sum a chunk.
+                sum_rows(unsafe { shared.range(c * n..(c + 1) * n) }, &values[r.start * n..r.end * n]);
+            });
         });
-        reduce_partials(db.data, &partial, self.accumulate);
+        reduce_partials(db, &partial, self.accumulate);
         Ok(())
     }
 }
 
 simd! {
-    fn sum_rows(sum: &mut [f32], dy: &[f32]) {
+    fn sum_rows[T](sum: &mut [f32], dy: &[T]) {
         for row in dy.chunks_exact(sum.len()) {
             for (s, v) in sum.iter_mut().zip(row) {
-                *s += v;
+                *s += v.to_f32();
             }
         }
     }
@@ -89,7 +92,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{close, flat, matrix, vector};
+    use crate::ops::testing::{bf16, close, flat, matrix, vector};
 
     #[test]
     fn forward_and_gradient() {
@@ -104,6 +107,11 @@ mod tests {
             close(&flat(&db), &sums, 1e-5, "db");
             bias_grad(&db, &matrix(t, n, 1), true).unwrap();
             close(&flat(&db), &sums.iter().map(|s| 2.0 * s).collect::<Vec<_>>(), 1e-5, "accumulated");
+            let dy = bf16(&matrix(t, n, 1));
+            let y = flat(&dy);
+            let sums: Vec<f64> = (0..n).map(|j| (0..t).map(|i| y[i * n + j] as f64).sum()).collect();
+            bias_grad(&db, &dy, false).unwrap();
+            close(&flat(&db), &sums, 1e-5, "bf16");
         }
     }
 }

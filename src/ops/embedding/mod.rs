@@ -4,10 +4,11 @@
 //! The five parameters lie in one `[vocab + positions + types + 2, hidden]` block in checkpoint order: the three tables,
 //! then gamma and beta.
 
-use crate::ops::cpu::{Shared, chunk_count, for_chunks, simd};
+use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
 use crate::ops::dropout::Dropout;
 use crate::ops::layer_norm::cpu::{norm_row, norm_row_backward};
-use crate::ops::{Dst, Kernel, Src, launch};
+use crate::ops::real::Real;
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
 /// Rows a thread gets at least.
@@ -38,7 +39,8 @@ pub struct EmbeddingIndex<'a> {
     pub types: &'a Tensor,
 }
 
-/// `s = word[id] + position[p] + type[t]`, `y = dropout(norm(s))`; `s, y: [tokens, hidden]`, `s` kept for the backward.
+/// `s = word[id] + position[p] + type[t]`, `y = dropout(norm(s))`; `s, y: [tokens, hidden]` in f32 or bf16, `s` kept for the
+/// backward.
 pub fn embed(
     s: &Tensor,
     y: &Tensor,
@@ -106,21 +108,23 @@ impl Kernel for Forward {
             bail!("embed: s [{tokens}, {h}], y [{}, {}], block of {}", y.rows, y.cols, block.cols);
         }
         let block = block.f32()?;
-        let (s, y) = (Shared::new(s.data), Shared::new(y.data));
-        for_chunks(tokens, GRAIN, |_, r| {
-            let range = r.start * h..r.end * h;
-            // SAFETY: chunks of rows are disjoint.
-            let (s, y) = unsafe { (s.range(range.clone()), y.range(range)) };
-            let index = [&ids[r.clone()], &positions[r.clone()], &types[r.clone()]];
-            forward_rows(s, y, block, index, h, self.shape, self.dropout, r.start);
+        by_format!(y, T => {
+            let (s, y) = (Shared::new(s.values::<T>()?), Shared::new(y.values::<T>()?));
+            for_chunks(tokens, GRAIN, |_, r| {
+                let range = r.start * h..r.end * h;
+                // SAFETY: chunks of rows are disjoint.
+                let (s, y) = unsafe { (s.range(range.clone()), y.range(range)) };
+                let index = [&ids[r.clone()], &positions[r.clone()], &types[r.clone()]];
+                forward_rows(s, y, block, index, h, self.shape, self.dropout, r.start);
+            });
         });
         Ok(())
     }
 }
 
 simd! {
-    fn forward_rows(
-        s: &mut [f32], y: &mut [f32], block: &[f32], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, drop: Dropout, first: usize,
+    fn forward_rows[T](
+        s: &mut [T], y: &mut [T], block: &[f32], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, drop: Dropout, first: usize,
     ) {
         let row = |i: usize| &block[i * h..(i + 1) * h];
         let (gamma, beta) = (row(shape.rows() - 2), row(shape.rows() - 1));
@@ -130,24 +134,24 @@ simd! {
             if shape.types > 0 {
                 let kind = row(shape.vocab + shape.positions + at[2][r] as usize);
                 for j in 0..h {
-                    s[j] = word[j] + kind[j] + position[j];
+                    s[j] = T::from_f32(word[j] + kind[j] + position[j]);
                 }
             } else {
                 for j in 0..h {
-                    s[j] = word[j] + position[j];
+                    s[j] = T::from_f32(word[j] + position[j]);
                 }
             }
-            norm_row::<FMA>(y, s, gamma, beta, shape.eps);
+            norm_row::<T, FMA>(y, s, gamma, beta, shape.eps);
             mask(y, drop, ((first + r) * h) as u32);
         }
     }
 }
 
 #[inline(always)]
-fn mask(y: &mut [f32], drop: Dropout, base: u32) {
+fn mask<T: Real>(y: &mut [T], drop: Dropout, base: u32) {
     if !drop.is_off() {
         for (j, y) in y.iter_mut().enumerate() {
-            *y *= drop.factor(base.wrapping_add(j as u32));
+            *y = T::from_f32(y.to_f32() * drop.factor(base.wrapping_add(j as u32)));
         }
     }
 }
@@ -172,49 +176,64 @@ impl Kernel for Backward {
             bail!("embed_backward: shapes differ");
         }
         let gamma = &block.f32()?[(shape.rows() - 2) * h..(shape.rows() - 1) * h];
-        let (dy, s) = (dy.f32()?, s.f32()?);
-        let (tables, norm) = dblock.data.split_at_mut((shape.rows() - 2) * h);
-        let mut partial = vec![0f32; chunk_count(tokens, GRAIN) * 2 * h];
-        let (shared, shared_p) = (Shared::new(ds.data), Shared::new(&mut partial));
-        for_chunks(tokens, GRAIN, |c, r| {
-            let range = r.start * h..r.end * h;
-            // SAFETY: chunks of rows, and the chunks' partial sums, are disjoint.
-            let (ds, p) = unsafe { (shared.range(range.clone()), shared_p.range(c * 2 * h..(c + 1) * 2 * h)) };
-            norm_rows(ds, p, &dy[range.clone()], &s[range], gamma, shape.eps, self.dropout, r.start);
-        });
-        crate::ops::cpu::reduce_partials(norm, &partial, true);
-        // Each thread adds its own columns of all tokens: no two write the same place, and a table row's sum has the same
-        // order whatever the thread count.
-        let (ds, tables) = (&*ds.data, Shared::new(tables));
-        for_chunks(h, 16, |_, cols| {
-            for t in 0..tokens {
-                let grad = &ds[t * h + cols.start..t * h + cols.end];
-                let word = ids[t] as usize;
-                let position = shape.vocab + positions[t] as usize;
-                let kind = shape.vocab + shape.positions + types[t] as usize;
-                for row in [word, position, kind].into_iter().take(if shape.types > 0 { 3 } else { 2 }) {
-                    // SAFETY: these columns belong to this thread.
-                    let out = unsafe { tables.range(row * h + cols.start..row * h + cols.end) };
-                    for (o, g) in out.iter_mut().zip(grad) {
-                        *o += g;
-                    }
-                }
-            }
+        let (tables, norm) = dblock.f32()?.split_at_mut((shape.rows() - 2) * h);
+        by_format!(ds, T => {
+            let (dy, s, ds) = (dy.values::<T>()?, s.values::<T>()?, ds.values::<T>()?);
+            let mut partial = vec![0f32; chunk_count(tokens, GRAIN) * 2 * h];
+            let (shared, shared_p) = (Shared::new(ds), Shared::new(&mut partial));
+            for_chunks(tokens, GRAIN, |c, r| {
+                let range = r.start * h..r.end * h;
+                // SAFETY: chunks of rows, and the chunks' partial sums, are disjoint.
+                let (ds, p) = unsafe { (shared.range(range.clone()), shared_p.range(c * 2 * h..(c + 1) * 2 * h)) };
+                norm_rows(ds, p, &dy[range.clone()], &s[range], gamma, shape.eps, self.dropout, r.start);
+            });
+            reduce_partials(norm, &partial, true);
+            scatter(tables, ds, [ids, positions, types], h, shape);
         });
         Ok(())
     }
 }
 
+/// Adds each token's gradient to its rows of the tables. Each thread adds its own columns of all tokens: no two write the
+/// same place, and a table row's sum has the same order whatever the thread count.
+fn scatter<T: Real>(
+    tables: &mut [f32],
+    ds: &[T],
+    [ids, positions, types]: [&[u32]; 3],
+    h: usize,
+    shape: EmbeddingShape,
+) {
+    let tables = Shared::new(tables);
+    for_chunks(h, 16, |_, cols| {
+        for t in 0..ids.len() {
+            let grad = &ds[t * h + cols.start..t * h + cols.end];
+            let word = ids[t] as usize;
+            let position = shape.vocab + positions[t] as usize;
+            let kind = shape.vocab + shape.positions + types[t] as usize;
+            for row in [word, position, kind].into_iter().take(if shape.types > 0 { 3 } else { 2 }) {
+                // SAFETY: these columns belong to this thread.
+                let out = unsafe { tables.range(row * h + cols.start..row * h + cols.end) };
+                for (o, g) in out.iter_mut().zip(grad) {
+                    *o += g.to_f32();
+                }
+            }
+        }
+    });
+}
+
 simd! {
-    fn norm_rows(
-        ds: &mut [f32], partial: &mut [f32], dy: &[f32], s: &[f32], gamma: &[f32], eps: f32, drop: Dropout, first: usize,
+    fn norm_rows[T](
+        ds: &mut [T], partial: &mut [f32], dy: &[T], s: &[T], gamma: &[f32], eps: f32, drop: Dropout, first: usize,
     ) {
         let h = gamma.len();
         let (dgamma, dbeta) = partial.split_at_mut(h);
-        let mut masked = dy.to_vec();
-        for (r, ((ds, dy), s)) in ds.chunks_exact_mut(h).zip(masked.chunks_exact_mut(h)).zip(s.chunks_exact(h)).enumerate() {
-            mask(dy, drop, ((first + r) * h) as u32);
-            norm_row_backward::<FMA>(ds, dgamma, dbeta, dy, s, gamma, eps);
+        let mut masked = vec![0f32; h];
+        for (r, ((ds, dy), s)) in ds.chunks_exact_mut(h).zip(dy.chunks_exact(h)).zip(s.chunks_exact(h)).enumerate() {
+            for (m, v) in masked.iter_mut().zip(dy) {
+                *m = v.to_f32();
+            }
+            mask(&mut masked, drop, ((first + r) * h) as u32);
+            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, |j| masked[j], s, gamma, eps);
         }
     }
 }

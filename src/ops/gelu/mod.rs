@@ -1,4 +1,5 @@
-//! The feed-forward activation fused with its linear layer's bias (Hendrycks & Gimpel 2016 for GELU).
+//! The feed-forward activation fused with its linear layer's bias (Hendrycks & Gimpel 2016 for GELU), in f32; in bf16 it is
+//! part of the products' epilogues (`crate::ops::gemm`).
 
 use crate::ops::cpu::{self, Shared, chunk_count, for_chunks, madd, reduce_partials, simd};
 use crate::ops::{Dst, Kernel, Src, launch};
@@ -52,7 +53,7 @@ impl Kernel for Forward {
         if (g.rows, g.cols) != (rows, n) || bias.len() != n {
             bail!("bias_act: u [{rows}, {n}], g [{}, {}], bias [{}]", g.rows, g.cols, bias.len());
         }
-        let (u, g) = (Shared::new(u.data), Shared::new(g.data));
+        let (u, g) = (Shared::new(u.f32()?), Shared::new(g.f32()?));
         for_chunks(rows, GRAIN, |_, r| {
             let range = r.start * n..r.end * n;
             // SAFETY: chunks of rows are disjoint.
@@ -80,12 +81,13 @@ impl Kernel for Backward {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([dg, db], [u]) = (dst, src) else { bail!("bias_act_backward: two destinations, one source") };
         let (n, rows) = (dg.cols, dg.rows);
-        if (u.rows, u.cols) != (rows, n) || db.data.len() != n {
-            bail!("bias_act_backward: dg [{rows}, {n}], u [{}, {}], dbias [{}]", u.rows, u.cols, db.data.len());
+        let db = db.f32()?;
+        if (u.rows, u.cols) != (rows, n) || db.len() != n {
+            bail!("bias_act_backward: dg [{rows}, {n}], u [{}, {}], dbias [{}]", u.rows, u.cols, db.len());
         }
         let u = u.f32()?;
         let mut partial = vec![0f32; chunk_count(rows, GRAIN) * n];
-        let (dg, shared) = (Shared::new(dg.data), Shared::new(&mut partial));
+        let (dg, shared) = (Shared::new(dg.f32()?), Shared::new(&mut partial));
         for_chunks(rows, GRAIN, |c, r| {
             let range = r.start * n..r.end * n;
             // SAFETY: chunks of rows, and the chunks' partial sums, are disjoint.
@@ -96,7 +98,7 @@ impl Kernel for Backward {
                 Activation::Relu => relu_backward_rows(dg, p, &u[range]),
             }
         });
-        reduce_partials(db.data, &partial, self.accumulate);
+        reduce_partials(db, &partial, self.accumulate);
         Ok(())
     }
 }
@@ -108,7 +110,16 @@ const PDF: f32 = 0.398_942_3;
 const TANH_A: f32 = 0.797_884_6;
 const TANH_B: f32 = 0.044_715;
 
-/// (act(x), act'(x)) of each activation.
+/// (act(x), act'(x)); the epilogues of the bf16 products call it too.
+#[inline(always)]
+pub(crate) fn value_and_slope<const FMA: bool>(act: Activation, x: f32) -> (f32, f32) {
+    match act {
+        Activation::Gelu => gelu::<FMA>(x),
+        Activation::GeluTanh => gelu_tanh::<FMA>(x),
+        Activation::Relu => relu::<FMA>(x),
+    }
+}
+
 #[inline(always)]
 fn gelu<const FMA: bool>(x: f32) -> (f32, f32) {
     let cdf = 0.5 + 0.5 * cpu::erf::<FMA>(x * SQRT_HALF);

@@ -2,59 +2,61 @@
 
 use crate::ops::cpu::{Shared, chunk_count, for_chunks, lane_sum, madd, reduce_partials, simd};
 use crate::ops::dropout::Dropout;
+use crate::ops::real::Real;
 
 /// Rows a thread gets at least; below, starting threads costs more than the rows.
 const GRAIN: usize = 16;
 
 /// Mean and reciprocal standard deviation of a row.
 #[inline(always)]
-pub(crate) fn row_stats<const FMA: bool>(s: &[f32], eps: f32) -> (f32, f32) {
+pub(crate) fn row_stats<T: Real>(s: &[T], eps: f32) -> (f32, f32) {
     let n = s.len();
-    let mean = lane_sum(n, |i| s[i]) / n as f32;
-    let var = lane_sum(n, |i| (s[i] - mean) * (s[i] - mean)) / n as f32;
+    let mean = lane_sum(n, |i| s[i].to_f32()) / n as f32;
+    let var = lane_sum(n, |i| (s[i].to_f32() - mean) * (s[i].to_f32() - mean)) / n as f32;
     (mean, 1.0 / (var + eps).sqrt())
 }
 
 /// `y = norm(s)·gamma + beta` for one row.
 #[inline(always)]
-pub(crate) fn norm_row<const FMA: bool>(y: &mut [f32], s: &[f32], gamma: &[f32], beta: &[f32], eps: f32) {
-    let (mean, rstd) = row_stats::<FMA>(s, eps);
+pub(crate) fn norm_row<T: Real, const FMA: bool>(y: &mut [T], s: &[T], gamma: &[f32], beta: &[f32], eps: f32) {
+    let (mean, rstd) = row_stats(s, eps);
     let n = y.len();
     let (s, gamma, beta) = (&s[..n], &gamma[..n], &beta[..n]);
     for j in 0..n {
-        y[j] = madd::<FMA>((s[j] - mean) * rstd, gamma[j], beta[j]);
+        y[j] = T::from_f32(madd::<FMA>((s[j].to_f32() - mean) * rstd, gamma[j], beta[j]));
     }
 }
 
-/// One row's `ds` from `dy`; adds to `dgamma` and `dbeta`.
+/// One row's `ds` from `dy(j)`; adds to `dgamma` and `dbeta`.
 #[inline(always)]
-pub(crate) fn norm_row_backward<const FMA: bool>(
-    ds: &mut [f32],
+pub(crate) fn norm_row_backward<T: Real, const FMA: bool>(
+    ds: &mut [T],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
-    dy: &[f32],
-    s: &[f32],
+    dy: impl Fn(usize) -> f32,
+    s: &[T],
     gamma: &[f32],
     eps: f32,
 ) {
     let n = ds.len();
-    let (dgamma, dbeta, dy, s, gamma) = (&mut dgamma[..n], &mut dbeta[..n], &dy[..n], &s[..n], &gamma[..n]);
-    let (mean, rstd) = row_stats::<FMA>(s, eps);
+    let (dgamma, dbeta, s, gamma) = (&mut dgamma[..n], &mut dbeta[..n], &s[..n], &gamma[..n]);
+    let (mean, rstd) = row_stats(s, eps);
+    let x = |j: usize| (s[j].to_f32() - mean) * rstd;
     // With x̂ the normed row and g = dy·gamma: ds = rstd·(g − mean(g) − x̂·mean(g·x̂)).
     let inv = 1.0 / n as f32;
-    let mean_g = lane_sum(n, |j| dy[j] * gamma[j]) * inv;
-    let mean_gx = lane_sum(n, |j| dy[j] * gamma[j] * ((s[j] - mean) * rstd)) * inv;
+    let mean_g = lane_sum(n, |j| dy(j) * gamma[j]) * inv;
+    let mean_gx = lane_sum(n, |j| dy(j) * gamma[j] * x(j)) * inv;
     for j in 0..n {
-        let x = (s[j] - mean) * rstd;
-        dgamma[j] = madd::<FMA>(dy[j], x, dgamma[j]);
-        dbeta[j] += dy[j];
-        ds[j] = rstd * (dy[j] * gamma[j] - mean_g - x * mean_gx);
+        let (x, dy) = (x(j), dy(j));
+        dgamma[j] = madd::<FMA>(dy, x, dgamma[j]);
+        dbeta[j] += dy;
+        ds[j] = T::from_f32(rstd * (dy * gamma[j] - mean_g - x * mean_gx));
     }
 }
 
 simd! {
-    fn forward_rows(
-        s: &mut [f32], y: &mut [f32], residual: &[f32], params: &[f32], h: usize, eps: f32, drop: Dropout, first: usize,
+    fn forward_rows[T](
+        s: &mut [T], y: &mut [T], residual: &[T], params: &[f32], h: usize, eps: f32, drop: Dropout, first: usize,
     ) {
         let (bias, gamma, beta) = (&params[..h], &params[h..2 * h], &params[2 * h..3 * h]);
         for (r, ((s, y), residual)) in
@@ -62,23 +64,24 @@ simd! {
         {
             if drop.is_off() {
                 for j in 0..h {
-                    s[j] = residual[j] + (s[j] + bias[j]);
+                    s[j] = T::from_f32(residual[j].to_f32() + (s[j].to_f32() + bias[j]));
                 }
             } else {
                 let base = ((first + r) * h) as u32;
                 for j in 0..h {
-                    s[j] = madd::<FMA>(s[j] + bias[j], drop.factor(base.wrapping_add(j as u32)), residual[j]);
+                    let factor = drop.factor(base.wrapping_add(j as u32));
+                    s[j] = T::from_f32(madd::<FMA>(s[j].to_f32() + bias[j], factor, residual[j].to_f32()));
                 }
             }
-            norm_row::<FMA>(y, s, gamma, beta, eps);
+            norm_row::<T, FMA>(y, s, gamma, beta, eps);
         }
     }
 }
 
-pub fn residual_norm(
-    s: &mut [f32],
-    y: &mut [f32],
-    residual: &[f32],
+pub fn residual_norm<T: Real>(
+    s: &mut [T],
+    y: &mut [T],
+    residual: &[T],
     params: &[f32],
     h: usize,
     eps: f32,
@@ -95,8 +98,8 @@ pub fn residual_norm(
 }
 
 simd! {
-    fn backward_rows(
-        ds: &mut [f32], dbranch: &mut [f32], partial: &mut [f32], dy: &[f32], s: &[f32], gamma: &[f32],
+    fn backward_rows[T](
+        ds: &mut [T], dbranch: &mut [T], partial: &mut [f32], dy: &[T], s: &[T], gamma: &[f32],
         eps: f32, drop: Dropout, first: usize,
     ) {
         let h = gamma.len();
@@ -109,17 +112,17 @@ simd! {
             .zip(s.chunks_exact(h))
             .enumerate()
         {
-            norm_row_backward::<FMA>(ds, dgamma, dbeta, dy, s, gamma, eps);
+            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, |j| dy[j].to_f32(), s, gamma, eps);
             if drop.is_off() {
                 db.copy_from_slice(ds);
                 for j in 0..h {
-                    dbias[j] += ds[j];
+                    dbias[j] += ds[j].to_f32();
                 }
             } else {
                 let base = ((first + r) * h) as u32;
                 for j in 0..h {
-                    let v = ds[j] * drop.factor(base.wrapping_add(j as u32));
-                    db[j] = v;
+                    let v = ds[j].to_f32() * drop.factor(base.wrapping_add(j as u32));
+                    db[j] = T::from_f32(v);
                     dbias[j] += v;
                 }
             }
@@ -128,12 +131,12 @@ simd! {
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn residual_norm_backward(
-    ds: &mut [f32],
-    dbranch: &mut [f32],
+pub fn residual_norm_backward<T: Real>(
+    ds: &mut [T],
+    dbranch: &mut [T],
     dparams: &mut [f32],
-    dy: &[f32],
-    s: &[f32],
+    dy: &[T],
+    s: &[T],
     params: &[f32],
     eps: f32,
     drop: Dropout,

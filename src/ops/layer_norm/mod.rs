@@ -4,13 +4,13 @@
 pub(crate) mod cpu;
 
 use crate::ops::dropout::Dropout;
-use crate::ops::{Dst, Kernel, Src, launch};
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
 /// `s = residual + dropout(s + bias)`, `y = norm(s)·gamma + beta`.
 ///
 /// `s, y, residual: [tokens, hidden]`; on entry `s` holds the branch's product, on return the pre-norm sum that
-/// [`residual_norm_backward`] reads. `params: [3, hidden]` = bias, gamma, beta.
+/// [`residual_norm_backward`] reads. `params: [3, hidden]` = bias, gamma, beta, always f32; all else f32 or bf16 alike.
 pub fn residual_norm(
     s: &Tensor,
     y: &Tensor,
@@ -56,7 +56,12 @@ impl Kernel for Forward {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([s, y], [residual, params]) = (dst, src) else { bail!("residual_norm: two destinations, two sources") };
         check("residual_norm", s.rows, s.cols, &[(y.rows, y.cols), (residual.rows, residual.cols)], params)?;
-        cpu::residual_norm(s.data, y.data, residual.f32()?, params.f32()?, s.cols, self.eps, self.dropout);
+        let h = s.cols;
+        by_format!(y, T => {
+            cpu::residual_norm::<T>(
+                s.values()?, y.values()?, residual.values()?, params.f32()?, h, self.eps, self.dropout,
+            );
+        });
         Ok(())
     }
 }
@@ -78,20 +83,23 @@ impl Kernel for Backward {
         };
         let same = [(dbranch.rows, dbranch.cols), (dy.rows, dy.cols), (s.rows, s.cols)];
         check("residual_norm_backward", ds.rows, ds.cols, &same, params)?;
-        if dparams.data.len() != 3 * ds.cols {
+        let dparams = dparams.f32()?;
+        if dparams.len() != 3 * ds.cols {
             bail!("residual_norm_backward: dparams is not [3, {}]", ds.cols);
         }
-        cpu::residual_norm_backward(
-            ds.data,
-            dbranch.data,
-            dparams.data,
-            dy.f32()?,
-            s.f32()?,
-            params.f32()?,
-            self.eps,
-            self.dropout,
-            self.accumulate,
-        );
+        by_format!(ds, T => {
+            cpu::residual_norm_backward::<T>(
+                ds.values()?,
+                dbranch.values()?,
+                dparams,
+                dy.values()?,
+                s.values()?,
+                params.f32()?,
+                self.eps,
+                self.dropout,
+                self.accumulate,
+            );
+        });
         Ok(())
     }
 }

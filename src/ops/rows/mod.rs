@@ -1,6 +1,7 @@
 //! Picking rows out of the packed layout and adding them back: the last layer and the heads read some tokens only.
 
-use crate::ops::{Dst, Kernel, Src, launch};
+use crate::ops::real::Real;
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
 
@@ -32,10 +33,11 @@ impl Kernel for Zero<'_> {
         let ([x], n) = (dst, self.ranges.iter().map(|r| r.end).max().unwrap_or(0)) else {
             bail!("zero_ranges: one destination")
         };
-        if n > x.data.len() {
-            bail!("zero_ranges: a range ends at {n} of {}", x.data.len());
+        let x = x.f32()?;
+        if n > x.len() {
+            bail!("zero_ranges: a range ends at {n} of {}", x.len());
         }
-        self.ranges.iter().for_each(|r| x.data[r.clone()].fill(0.0));
+        self.ranges.iter().for_each(|r| x[r.clone()].fill(0.0));
         Ok(())
     }
 }
@@ -51,10 +53,12 @@ impl Kernel for Gather {
         let ([out], [x, index]) = (dst, src) else { bail!("gather_rows: one destination, two sources") };
         let (n, index) = (out.cols, index.u32()?);
         check("gather_rows", n, out.rows, x.cols, index, x.rows)?;
-        let values = x.f32()?;
-        for (out, &i) in out.data.chunks_exact_mut(n).zip(index) {
-            out.copy_from_slice(&values[i as usize * x.stride..][..n]);
-        }
+        by_format!(out, T => {
+            let values = x.values::<T>()?;
+            for (out, &i) in out.values::<T>()?.chunks_exact_mut(n).zip(index) {
+                out.copy_from_slice(&values[i as usize * x.stride..][..n]);
+            }
+        });
         Ok(())
     }
 }
@@ -70,11 +74,15 @@ impl Kernel for Add {
         let ([x], [part, index]) = (dst, src) else { bail!("add_rows: one destination, two sources") };
         let (n, index) = (part.cols, index.u32()?);
         check("add_rows", n, part.rows, x.cols, index, x.rows)?;
-        for (part, &i) in part.f32()?.chunks_exact(n).zip(index) {
-            for (x, p) in x.data[i as usize * x.stride..][..n].iter_mut().zip(part) {
-                *x += p;
+        let stride = x.stride;
+        by_format!(x, T => {
+            let x = x.values::<T>()?;
+            for (part, &i) in part.values::<T>()?.chunks_exact(n).zip(index) {
+                for (x, p) in x[i as usize * stride..][..n].iter_mut().zip(part) {
+                    *x = Real::from_f32(Real::to_f32(*x) + Real::to_f32(*p));
+                }
             }
-        }
+        });
         Ok(())
     }
 }
@@ -89,7 +97,7 @@ fn check(name: &str, cols: usize, picked: usize, cols_of_x: usize, index: &[u32]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{flat, matrix, zeros};
+    use crate::ops::testing::{bf16, flat, matrix, zeros};
 
     #[test]
     fn gather_then_add_back() {
@@ -100,6 +108,12 @@ mod tests {
         let sum = x.copy().unwrap();
         add_rows(&sum, &out, &index).unwrap();
         assert_eq!(flat(&sum), flat(&x.index_add(&index, &out, 0).unwrap()));
+        let (x, out) = (bf16(&x), bf16(&out));
+        gather_rows(&out, &x, &index).unwrap();
+        add_rows(&x, &out, &index).unwrap();
+        let want: Vec<f32> = flat(&bf16(&sum));
+        let close = flat(&x).iter().zip(&want).all(|(a, b)| (a - b).abs() <= b.abs() * 0.01 + 1e-6);
+        assert!(close, "{:?} is not {want:?}", flat(&x));
         assert!(gather_rows(&out, &x, &Tensor::new(&[5u32, 0, 0], x.device()).unwrap()).is_err());
     }
 }

@@ -1,0 +1,110 @@
+//! Tiles by AMX (`tdpbf16ps`): 32 × [`PANEL`] f32 sums in four tiles, two tiles each for the operands.
+//!
+//! Written in `asm!`, as stable Rust has no AMX intrinsics. Tile registers are no operands there: each block names what it
+//! clobbers, and between blocks nothing of ours relies on their content but the configuration, which [`Session`] holds.
+
+use super::pack::{DEPTH, PANEL};
+use half::bf16;
+use std::arch::asm;
+
+/// Rows of a full tile product.
+pub const ROWS: usize = 32;
+/// Rows of one tile.
+const TILE_ROWS: usize = 16;
+/// Bytes of a tile's row.
+const TILE_BYTES: usize = 64;
+
+/// The tile configuration of this thread, dropped with it: while tiles are configured, every context switch saves 8 KiB.
+pub struct Session(());
+
+/// `ldtilecfg`'s memory operand, palette 1: all eight tiles 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Session {
+    /// # Safety
+    /// The machine has AMX and the process has leave to use it.
+    pub unsafe fn start() -> Self {
+        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        config.row_bytes[..8].fill(TILE_BYTES as u16);
+        config.rows[..8].fill(TILE_ROWS as u8);
+        // SAFETY: `config` is a valid 64-byte configuration.
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                config = in(reg) &config,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly, preserves_flags)
+            );
+        }
+        Self(())
+    }
+
+    /// `c[ROWS, PANEL] = a[ROWS, k] · b[k, PANEL]`; `k` is a multiple of [`DEPTH`] and not 0.
+    ///
+    /// # Safety
+    /// `a` has [`ROWS`] rows `lda` apart, `b` is a packed panel of depth `k`, `c` has room.
+    pub unsafe fn tile(&self, k: usize, a: *const bf16, lda: usize, b: *const bf16, c: *mut f32) {
+        debug_assert!(k > 0 && k.is_multiple_of(DEPTH));
+        let lda = lda * size_of::<bf16>();
+        // SAFETY: reads `k / DEPTH` blocks of both operands and writes the whole of `c`, by the caller's promise.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{a} + {lda}]",
+                "tileloadd tmm6, [{b} + {panel}]",
+                "tileloadd tmm7, [{b} + {panel} + 64]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{low} + {lda}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a}, 64",
+                "add {low}, 64",
+                "add {b}, 2048",
+                "dec {blocks}",
+                "jnz 2b",
+                "tilestored [{c} + {panel}], tmm0",
+                "tilestored [{c} + {panel} + 64], tmm1",
+                "tilestored [{c} + {panel} + 2048], tmm2",
+                "tilestored [{c} + {panel} + 2112], tmm3",
+                a = inout(reg) a => _,
+                low = inout(reg) a.byte_add(TILE_ROWS * lda) => _,
+                b = inout(reg) b => _,
+                blocks = inout(reg) k / DEPTH => _,
+                lda = in(reg) lda,
+                // Bytes of a panel's row of bf16 pairs, and of a row of `c`.
+                panel = in(reg) PANEL * 4,
+                c = in(reg) c,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: a session holds a configuration; nothing of ours is in the tiles.
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem, preserves_flags)
+            );
+        }
+    }
+}
