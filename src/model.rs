@@ -35,6 +35,20 @@ impl Task {
     }
 }
 
+/// What decides how much memory a training takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainingPlan {
+    /// Of the largest batch.
+    pub tokens: usize,
+    /// Of a batch.
+    pub rows: usize,
+    /// Different words in the training data.
+    pub words: usize,
+    pub weight_decay: f64,
+    /// Whether activations are computed again instead of kept.
+    pub recompute: bool,
+}
+
 /// An encoder with a head for whole rows.
 #[derive(Debug)]
 pub struct Model {
@@ -67,6 +81,19 @@ impl Model {
 
     pub fn encoder(&mut self) -> (&mut Encoder, &Params) {
         (&mut self.encoder, &self.params)
+    }
+
+    /// See [`Encoder::recompute_activations`].
+    pub fn recompute_activations(&mut self, on: bool) {
+        self.encoder.recompute_activations(on);
+    }
+
+    /// Bytes that training will take beyond what the model holds now: gradients, moments, copies of weights, and the buffers
+    /// of its largest batch.
+    pub fn training_bytes(&self, plan: &TrainingPlan) -> usize {
+        let TrainingPlan { tokens, rows, words, weight_decay, recompute } = *plan;
+        self.params.training_bytes(words, weight_decay)
+            + self.encoder.training_bytes(tokens, rows, Read::First, self.params.space().dtype, recompute)
     }
 
     /// Logits `[rows, outputs]` in the batch's row order; no dropout, nothing kept.

@@ -373,7 +373,7 @@ fn bad_settings_are_refused() {
     train(&["--output", "train.csv"]).refused(&["train.csv", "file"]);
     let ran = Command::cargo_bin("bertft").unwrap().env("BERTFT_CPU", "avx22").arg("info").output().unwrap();
     assert_eq!(ran.status.code(), Some(2));
-    train(&["--set", "train.precision=bf16"]).refused(&["bf16"]);
+    train(&["--set", "train.precision=bf17"]).refused(&["bf17", "bf16"]);
 }
 
 /// A copy of the example model to damage.

@@ -133,9 +133,7 @@ fn what_is_not_in_this_version_says_so() {
         vec!["config", "schema"],
         vec!["config", "init", "--task", "tokens"],
         vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "task.kind=tokens"],
-        vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "train.precision=bf16"],
         vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "model.path=org/model"],
-        vec!["eval", "--model", "m", "--data", "d.csv", "--precision", "bf16"],
     ] {
         let output = run(&args);
         assert_eq!(output.code, 2, "{args:?}");

@@ -99,6 +99,21 @@ fn a_packed_batch_is_each_row_alone() {
     }
 }
 
+#[test]
+fn recomputed_activations_give_the_same_bits() {
+    for (name, mut model, data) in models() {
+        let batch = data.batch(&all(&data));
+        let mut pass = |recompute: bool| {
+            model.recompute_activations(recompute);
+            let loss = model.forward_backward(&batch, Some(PassKey::new(9, 1)), 0.1, 0.25, false).unwrap();
+            (loss, grads(&model.params))
+        };
+        let kept = pass(false);
+        assert!(kept == pass(true), "{name}");
+        assert!(kept == pass(false), "{name}: kept after recomputing");
+    }
+}
+
 fn step_config(seed: u64) -> StepConfig {
     StepConfig {
         schedule: Schedule { peak: 1e-3, decay: Decay::Constant, warmup: 0, total: 100 },

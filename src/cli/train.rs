@@ -12,6 +12,7 @@ use crate::model::{BertftJson, Model};
 use crate::nn::workspace::Space;
 use crate::train::eval::evaluate;
 use crate::train::log::{Event, Reporter};
+use crate::train::memory::{available_bytes, estimate_peak_rss, peak_rss_bytes};
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
 use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
 use candle_core::Device;
@@ -86,6 +87,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             state.step
         )));
     }
+    let estimated_peak_rss_bytes = estimate_peak_rss(&model, &prepared.train, &config.train);
     let mut events = vec![Event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         task: config.task.kind.name().into(),
@@ -102,9 +104,11 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         unused: report.unused,
         total_steps,
         epochs: config.train.epochs,
+        estimated_peak_rss_bytes,
         resumed_from: args.resume.then_some(state.step),
     }];
-    events.extend(note.map(|message| Event::Warning { message }));
+    let notes = note.into_iter().chain(memory_warning(estimated_peak_rss_bytes));
+    events.extend(notes.map(|message| Event::Warning { message }));
     events.extend(prepared.data_events());
     if args.dry_run {
         events.iter().for_each(|event| ui.event(event));
@@ -209,6 +213,20 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
     format!("\nNext:\n  bertft eval --model {model} --data {data}\n  {predict}")
 }
 
+/// Said when the run will not fit the memory that is free.
+fn memory_warning(estimated_peak: u64) -> Option<String> {
+    let free = available_bytes()?;
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    (estimated_peak > free).then(|| {
+        format!(
+            "training will take about {:.1} GB and {:.1} GB are free; lower train.batch_size or data.max_length, or set \
+             train.gradient_checkpointing = true",
+            gigabytes(estimated_peak),
+            gigabytes(free)
+        )
+    })
+}
+
 fn dry_run(args: &TrainArgs, config: &RunConfig, ui: &mut Ui) -> Result<()> {
     let file = args.config.display();
     if ui.is_json() {
@@ -272,16 +290,4 @@ fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: 
     });
     let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Failed(e.to_string()))?;
     Ok(text + "\n")
-}
-
-/// The most memory that the process has held so far.
-fn peak_rss_bytes() -> u64 {
-    // SAFETY: getrusage fills the zeroed struct it is given.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage
-    };
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    usage.ru_maxrss as u64 * unit
 }

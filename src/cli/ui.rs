@@ -306,7 +306,7 @@ fn describe(event: &Event) -> Option<String> {
             let Event::Start { parameters, trainable_parameters, total_steps, epochs, resumed_from, .. } = event else {
                 return None;
             };
-            let Event::Start { loaded, initialised, unused, .. } = event else { return None };
+            let Event::Start { loaded, initialised, unused, estimated_peak_rss_bytes, .. } = event else { return None };
             let trained = if parameters == trainable_parameters {
                 "all trained".into()
             } else {
@@ -318,9 +318,10 @@ fn describe(event: &Event) -> Option<String> {
                 "bertft {version}: {task} on {device}, {threads} thread{plural}, {precision}, seed {seed}\n\
                  model   {model}: {} parameters, {trained}\n\
                  weights {}\n\
-                 run     {output}: {total_steps} steps, {epochs} epochs{resumed}",
+                 run     {output}: {total_steps} steps, {epochs} epochs{resumed}; about {} MB of memory",
                 count(*parameters),
-                crate::model::describe_load(*loaded, initialised, unused)
+                crate::model::describe_load(*loaded, initialised, unused),
+                estimated_peak_rss_bytes >> 20
             )
         }
         Event::Data { split, file, rows, tokens, longest, truncated, labels } => {

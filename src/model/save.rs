@@ -4,6 +4,7 @@ use super::checkpoint::read_json;
 use super::{Model, Pretrained};
 use crate::data::config::{Column, TaskKind};
 use crate::error::{Error, Result};
+use crate::ops::with_values;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -69,17 +70,18 @@ impl Model {
     }
 
     fn save_weights(&self, path: &Path) -> Result<()> {
-        let weights: Vec<f32> = self.params.weights().to_vec1()?;
-        let mut views = vec![];
-        for spec in self.params.specs() {
-            let bytes = bytemuck::cast_slice(&weights[spec.range()]);
-            let view =
-                TensorView::new(Dtype::F32, spec.shape.clone(), bytes).map_err(|e| Error::Failed(e.to_string()))?;
-            views.push((spec.name.clone(), view));
-        }
-        // `transformers` refuses files whose metadata do not name the framework.
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        write_safetensors(views, Some(metadata), path)
+        with_values(self.params.weights(), |weights| {
+            let mut views = vec![];
+            for spec in self.params.specs() {
+                let bytes = bytemuck::cast_slice(&weights[spec.range()]);
+                let view =
+                    TensorView::new(Dtype::F32, spec.shape.clone(), bytes).map_err(|e| Error::Failed(e.to_string()))?;
+                views.push((spec.name.clone(), view));
+            }
+            // `transformers` refuses files whose metadata do not name the framework.
+            let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+            write_safetensors(views, Some(metadata), path)
+        })?
     }
 
     fn config_json(&self, source: &Pretrained) -> serde_json::Value {

@@ -202,6 +202,18 @@ impl Params {
         view(&self.weights, offset, shape)
     }
 
+    /// Bytes that training will touch beyond the weights: gradients, moments, and the bf16 copies. Of the sparse table only
+    /// the `touched` rows count, unless weight decay moves them all; fresh arenas cost nothing until they are written.
+    pub fn training_bytes(&self, touched: usize, weight_decay: f64) -> usize {
+        let all = self.arena_len();
+        let (table, rows) = self.sparse.as_ref().map_or((0, 0), |s| (s.ever.len() * s.width, touched * s.width));
+        let moved = if weight_decay > 0.0 { all } else { all - table + rows };
+        let copies =
+            self.specs.iter().filter(|s| s.shape.len() == 2 && Some(s.offset) != self.sparse.as_ref().map(|s| s.start));
+        let copies: usize = copies.map(|s| PackedWeight::bytes(s.shape[0], s.shape[1], true)).sum();
+        4 * (all - table + rows + 2 * moved) + if self.dtype == DType::BF16 { copies } else { 0 }
+    }
+
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
     pub fn linear(&self, offset: usize, out: usize, inp: usize) -> Result<Weight> {
         let master = self.weight(offset, &[out, inp])?;

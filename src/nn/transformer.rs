@@ -94,7 +94,8 @@ pub struct Layer {
     number: u64,
 }
 
-/// What a layer's forward pass leaves for its backward pass. Evaluation shares one of these among all layers.
+/// What a layer's forward pass leaves for its backward pass, beside its output. Evaluation shares one of these among all
+/// layers, and so does training that computes them again in the backward pass.
 #[derive(Debug, Default)]
 pub struct Activations {
     /// `[tokens, 3·hidden]`, or `[tokens, 2·hidden]` (key, value) with a selection.
@@ -108,7 +109,6 @@ pub struct Activations {
     up: Buffer,
     inner: Buffer,
     sum2: Buffer,
-    out: Buffer,
 }
 
 /// Buffers of the backward pass, shared by all layers.
@@ -124,18 +124,23 @@ pub struct Scratch {
     full: Buffer,
 }
 
-impl Activations {
-    /// The layer's output, as the forward pass left it.
-    pub fn output(&mut self, rows: usize, hidden: usize, space: Space<'_>) -> Result<Tensor> {
-        self.out.view(rows, hidden, space)
-    }
-}
-
 impl Scratch {
     /// A buffer that is free once the backward pass of all layers is done.
     pub fn spare(&mut self, rows: usize, hidden: usize, space: Space<'_>) -> Result<Tensor> {
         self.branch.view(rows, hidden, space)
     }
+}
+
+/// Values that [`Activations`] holds for `tokens` of which `queries` are read above.
+pub fn activation_len(shape: &LayerShape, tokens: usize, queries: usize) -> usize {
+    let (h, i) = (shape.hidden, shape.inner);
+    let projections = if queries == tokens { 3 * h * tokens } else { 2 * h * tokens + 2 * h * queries };
+    projections + (4 * h + 2 * i) * queries
+}
+
+/// Values that [`Scratch`] holds for passes over `tokens`.
+pub fn scratch_len(shape: &LayerShape, tokens: usize) -> usize {
+    (7 * shape.hidden + shape.inner) * tokens
 }
 
 /// Dropout sites a layer has, rounded up.
@@ -196,8 +201,15 @@ impl Layer {
         })
     }
 
-    /// `x: [tokens, hidden]` to `[tokens, hidden]`, or `[queries, hidden]` with a selection.
-    pub fn forward(&self, params: &Params, x: &Tensor, pass: &Pass<'_>, acts: &mut Activations) -> Result<Tensor> {
+    /// `x: [tokens, hidden]` to `[tokens, hidden]`, or `[queries, hidden]` with a selection, in `out`.
+    pub fn forward(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        out: &mut Buffer,
+    ) -> Result<Tensor> {
         let (h, inner, space, at) = (self.shape.hidden, self.shape.inner, params.space(), &self.at);
         let [drop_p, drop_1, drop_2] = self.dropouts(pass);
         let tokens = tokens(pass.cu_seqlens);
@@ -231,7 +243,7 @@ impl Layer {
         let up_bias = params.weight(at.up_bias, &[inner])?;
         linear_act(&up, &g, &norm1, &params.linear(at.up_weight, inner, h)?, &up_bias, self.shape.act)?;
 
-        let (sum2, out) = (acts.sum2.view(n, h, space)?, acts.out.view(n, h, space)?);
+        let (sum2, out) = (acts.sum2.view(n, h, space)?, out.view(n, h, space)?);
         linear(&sum2, &g, &params.linear(at.down_weight, h, inner)?, None)?;
         residual_norm(&sum2, &out, &norm1, &params.weight(at.down_norm, &[3, h])?, self.shape.eps, drop_2)?;
         Ok(out)

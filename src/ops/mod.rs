@@ -150,6 +150,16 @@ fn storage_address(t: &Tensor) -> Option<usize> {
     }
 }
 
+/// Hands the values of a dense f32 tensor to `f`, without a copy if they are in this machine's memory.
+pub fn with_values<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = t.storage_and_layout();
+    if let (Storage::Cpu(CpuStorage::F32(v)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) {
+        return Ok(f(&v[start..end]));
+    }
+    drop(storage);
+    Ok(f(&t.flatten_all()?.to_vec1()?))
+}
+
 /// Runs `kernel` on the device where the tensors live.
 pub fn launch(kernel: &dyn Kernel, dst: &[&Tensor], src: &[&Tensor]) -> Result<()> {
     // Taking a storage's write lock while its read lock is held would wait for ever, so refuse first.

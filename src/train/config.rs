@@ -129,6 +129,8 @@ pub struct TrainConfig {
     pub early_stopping_patience: Option<u32>,
     /// Whether batches gather rows of like length. Default false.
     pub group_by_length: bool,
+    /// Whether activations are computed again in the backward pass instead of kept: less memory, more time. Default false.
+    pub gradient_checkpointing: bool,
 }
 
 impl Default for TrainConfig {
@@ -159,6 +161,7 @@ impl Default for TrainConfig {
             greater_is_better: None,
             early_stopping_patience: None,
             group_by_length: false,
+            gradient_checkpointing: false,
         }
     }
 }

@@ -29,6 +29,8 @@ pub enum Event {
         /// Optimizer steps of the whole run.
         total_steps: u64,
         epochs: f64,
+        /// What the run's peak of memory will be, in bytes.
+        estimated_peak_rss_bytes: u64,
         /// The step a resumed run goes on from.
         #[serde(skip_serializing_if = "Option::is_none")]
         resumed_from: Option<u64>,

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod eval;
 pub mod log;
+pub mod memory;
 pub mod run_dir;
 pub mod step;
 pub mod trainer;

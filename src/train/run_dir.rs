@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::model::{Model, write_safetensors};
 use crate::nn::params::Spec;
+use crate::ops::with_values;
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -254,16 +255,17 @@ fn layout(specs: &[Spec]) -> String {
 const ARENAS: [&str; 3] = ["weights", "first_moment", "second_moment"];
 
 fn save_arenas(model: &Model, path: &Path) -> Result<()> {
-    let mut values: Vec<Vec<f32>> = vec![];
-    for arena in model.params.state()? {
-        values.push(arena.to_vec1()?);
-    }
-    let mut views = vec![];
-    for (name, v) in ARENAS.iter().zip(&values) {
-        let view = TensorView::new(Dtype::F32, vec![v.len()], bytemuck::cast_slice(v));
-        views.push((name.to_string(), view.map_err(|e| Error::Failed(e.to_string()))?));
-    }
-    write_safetensors(views, None, path)
+    let [weights, m, v] = model.params.state()?;
+    let write = |values: [&[f32]; 3]| {
+        let mut views = vec![];
+        for (name, v) in ARENAS.iter().zip(values) {
+            let view = TensorView::new(Dtype::F32, vec![v.len()], bytemuck::cast_slice(v));
+            views.push((name.to_string(), view.map_err(|e| Error::Failed(e.to_string()))?));
+        }
+        write_safetensors(views, None, path)
+    };
+    // In place: a copy of all three would be the run's peak of memory.
+    with_values(weights, |w| with_values(m, |m| with_values(v, |v| write([w, m, v]))))???
 }
 
 fn load_arenas(model: &mut Model, path: &Path) -> Result<()> {

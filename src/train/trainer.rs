@@ -64,6 +64,16 @@ pub fn count_steps(config: &TrainConfig, rows: usize) -> (u64, u64) {
     (per_epoch, total)
 }
 
+/// The rows of an epoch in training order.
+pub fn epoch_rows(config: &TrainConfig, data: &Dataset, epoch: u64) -> Vec<usize> {
+    if config.group_by_length {
+        let window = config.batch_size * config.gradient_accumulation_steps;
+        grouped_by_length(&data.tokens.lengths(), window, config.seed, epoch)
+    } else {
+        epoch_order(data.len(), config.seed, epoch)
+    }
+}
+
 impl Trainer<'_> {
     /// Trains from `state` (a new run's default, or a checkpoint's) to the end.
     ///
@@ -75,11 +85,12 @@ impl Trainer<'_> {
         let step_config = StepConfig::new(self.config, total);
         let mut session = Session::default();
         let (mut order, mut order_of) = (vec![], None);
+        self.model.recompute_activations(self.config.gradient_checkpointing);
         while state.step < total && !self.is_out_of_patience(&state) {
             let before = Instant::now();
             let epoch = state.step / per_epoch;
             if order_of != Some(epoch) {
-                order = self.order(epoch);
+                order = epoch_rows(self.config, self.train, epoch);
                 order_of = Some(epoch);
             }
             let window = self.window(&order, state.step % per_epoch);
@@ -163,16 +174,6 @@ impl Trainer<'_> {
 
     fn is_out_of_patience(&self, state: &State) -> bool {
         self.config.early_stopping_patience.is_some_and(|p| state.evals_without_gain >= p)
-    }
-
-    /// The rows of an epoch in training order.
-    fn order(&self, epoch: u64) -> Vec<usize> {
-        if self.config.group_by_length {
-            let window = self.config.batch_size * self.config.gradient_accumulation_steps;
-            grouped_by_length(&self.train.tokens.lengths(), window, self.config.seed, epoch)
-        } else {
-            epoch_order(self.train.len(), self.config.seed, epoch)
-        }
     }
 
     /// The batches of the `i`-th optimizer step of an epoch.

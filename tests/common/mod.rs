@@ -3,7 +3,7 @@
 use bertft::data::{Dataset, Targets, Tokens};
 use bertft::model::{Model, Pretrained};
 use bertft::nn::workspace::Space;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -40,10 +40,16 @@ pub fn dataset(case: &str) -> Dataset {
 }
 
 /// The model of a directory as it was saved, ready to train.
+#[allow(dead_code)] // not every test file uses it
 pub fn trainable(dir: &Path) -> Model {
+    trainable_in(dir, DType::F32)
+}
+
+/// The same with activations of the given format.
+pub fn trainable_in(dir: &Path, dtype: DType) -> Model {
     let pretrained = Pretrained::open(dir).unwrap();
     let task = pretrained.task().unwrap();
-    let (mut model, report) = Model::load(&pretrained, task, 1, Space::f32(&Device::Cpu)).unwrap();
+    let (mut model, report) = Model::load(&pretrained, task, 1, Space { dtype, device: &Device::Cpu }).unwrap();
     assert_eq!((report.initialised, report.unused), (vec![], vec![]));
     model.params.start_training().unwrap();
     model

@@ -1,0 +1,73 @@
+//! How much memory a training will take, told before it begins.
+
+use super::config::TrainConfig;
+use super::trainer::{count_steps, epoch_rows};
+use crate::data::Dataset;
+use crate::model::{Model, TrainingPlan};
+
+/// The process's peak of resident memory, in bytes, if it trains `model` on `data`: what it holds now, and what training will
+/// touch. Data and weights are loaded already; the rest is arithmetic over the largest batch that the run will meet.
+pub fn estimate_peak_rss(model: &Model, data: &Dataset, config: &TrainConfig) -> u64 {
+    let plan = TrainingPlan {
+        tokens: largest_batch(data, config),
+        rows: config.batch_size.min(data.len()),
+        words: distinct(&data.tokens.ids),
+        weight_decay: config.weight_decay,
+        recompute: config.gradient_checkpointing,
+    };
+    (rss_bytes() + model.training_bytes(&plan) as u64).max(peak_rss_bytes())
+}
+
+/// Tokens of the largest batch of the run.
+fn largest_batch(data: &Dataset, config: &TrainConfig) -> usize {
+    let (per_epoch, total) = count_steps(config, data.len());
+    let per_step = config.batch_size * config.gradient_accumulation_steps;
+    let mut largest = 0;
+    for epoch in 0..total.div_ceil(per_epoch) {
+        let steps = (total - epoch * per_epoch).min(per_epoch) as usize;
+        let mut order = epoch_rows(config, data, epoch);
+        order.truncate(steps * per_step);
+        for batch in order.chunks(config.batch_size) {
+            largest = largest.max(batch.iter().map(|&r| data.tokens.len_of(r)).sum());
+        }
+    }
+    largest
+}
+
+fn distinct(ids: &[u32]) -> usize {
+    let mut seen = vec![false; ids.iter().max().map_or(0, |&m| m as usize + 1)];
+    ids.iter().for_each(|&id| seen[id as usize] = true);
+    seen.into_iter().filter(|&s| s).count()
+}
+
+/// The most memory that the process has held so far, in bytes.
+pub fn peak_rss_bytes() -> u64 {
+    // SAFETY: getrusage fills the zeroed struct it is given.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage
+    };
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    usage.ru_maxrss as u64 * unit
+}
+
+/// The memory that the process holds now, in bytes; its peak so far where the system does not say.
+fn rss_bytes() -> u64 {
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+        let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+        // SAFETY: sysconf reads nothing of ours.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        Some(pages * u64::try_from(page).ok()?)
+    };
+    resident().unwrap_or_else(peak_rss_bytes)
+}
+
+/// Memory that can still be had without swapping, in bytes, where the system says.
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    Some(kib * 1024)
+}
