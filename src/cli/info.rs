@@ -4,6 +4,7 @@ use super::Globals;
 use super::ui::Ui;
 use crate::error::Result;
 use crate::ops::cpu::{Level, has_amx, has_avx512_bf16, level};
+use crate::ops::gemm::{Bf16Engine, bf16_engine};
 use clap::Args;
 use serde_json::json;
 
@@ -31,6 +32,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             "device": globals.device,
             "cpu_features": has,
             "kernels": kernels(),
+            "bf16_products": bf16_engine().map(Bf16Engine::name),
             "cache_paths": [],
             "threads": globals.threads(),
         }));
@@ -41,12 +43,13 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         "version       {version} ({target})\n\
          devices       cpu (this build has no CUDA); chosen: {}\n\
          CPU features  {}\n\
-         kernels       {}\n\
+         kernels       {}; bf16 products by {}\n\
          threads       {}\n\
          cache paths   none: hub download is not in this version",
         globals.device,
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
         kernels(),
+        bf16_engine().map_or("none, computed in f32", Bf16Engine::name),
         globals.threads()
     ))
 }
@@ -56,8 +59,7 @@ fn kernels() -> &'static str {
     match level() {
         Level::Baseline => "baseline",
         Level::Avx2 => "AVX2",
-        Level::Avx512 => "AVX-512",
-        Level::Amx => "AVX-512 and AMX",
+        Level::Avx512 | Level::Amx => "AVX-512",
     }
 }
 

@@ -10,7 +10,7 @@ mod f32;
 #[cfg(test)]
 mod tests;
 
-pub use bf16::{PackedWeight, bf16_engine};
+pub use bf16::{Engine as Bf16Engine, PackedWeight, bf16_engine};
 
 use crate::ops::bias::{add_bias, bias_grad};
 use crate::ops::gelu::{Activation, bias_act, bias_act_backward};

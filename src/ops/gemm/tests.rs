@@ -135,6 +135,10 @@ fn bf16_products_on_odd_shapes_and_views() {
         let want = reference(&zeros(o, i), &wide_y.narrow(1, 5, o).unwrap().t().unwrap(), &x);
         close(&flat(&dw), &want, 1e-6 * (t * i) as f64, "dw of views");
     }
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if bf16_engine() == Some(Bf16Engine::Amx) && !crate::ops::cpu::has_amx() {
+        assert!(super::amx_emulator::tile_instructions() > 0, "the tiles were not emulated");
+    }
 }
 
 #[test]
