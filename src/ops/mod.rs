@@ -299,6 +299,20 @@ pub(crate) mod testing {
         t.to_dtype(DType::BF16).unwrap()
     }
 
+    /// Widened to f32.
+    pub fn wide(t: &Tensor) -> Tensor {
+        t.to_dtype(DType::F32).unwrap()
+    }
+
+    /// That a bf16 result is the f32 one of the same inputs but for rounding: half a step (2⁻⁸) of itself, and of values that
+    /// were rounded on the way (`scale`, the largest among them).
+    pub fn rounded(got: &Tensor, want: &Tensor, scale: f32, what: &str) {
+        assert_eq!(got.dtype(), DType::BF16, "{what}");
+        for (i, (g, w)) in flat(got).iter().zip(flat(want)).enumerate() {
+            assert!((g - w).abs() <= (w.abs() + scale) / 255.0 + 1e-6, "{what}[{i}]: {g} is not {w}");
+        }
+    }
+
     pub fn close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
         assert_eq!(got.len(), want.len(), "{what}: length");
         for (i, (g, w)) in got.iter().zip(want).enumerate() {

@@ -146,7 +146,7 @@ impl Kernel for Backward<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{close, flat, matrix, zeros};
+    use crate::ops::testing::{bf16, close, flat, matrix, rounded, wide, zeros};
 
     /// Forward and gradients by the definition in f64, dense in the row-major [rows, hidden] arrays.
     #[allow(clippy::needless_range_loop)]
@@ -251,6 +251,53 @@ mod tests {
         assert!(flat(&out).iter().all(|v| v.is_finite()));
         for cu in [&[0u32, 5][..], &[0, 3], &[1, 4], &[0, 3, 2, 4], &[0, 2, 2, 4], &[]] {
             assert!(attention(&out, p, AttentionSpec { cu_queries: cu, cu_keys: cu, ..good }).is_err(), "{cu:?}");
+        }
+    }
+
+    /// Rows of one token and of 512; both forms of gradients. f32 is tested against the definition above.
+    #[test]
+    fn bf16_is_f32_rounded() {
+        for (lens, heads, d) in [(vec![1, 17, 33], 2, 8), (vec![512, 1], 1, 32), (vec![31, 15], 3, 5)] {
+            let hidden = heads * d;
+            let cu: Vec<u32> = std::iter::once(0)
+                .chain(lens.iter().scan(0, |s, l| {
+                    *s += l;
+                    Some(*s)
+                }))
+                .collect();
+            let tokens = *cu.last().unwrap() as usize;
+            let first: Vec<u32> = (0..=lens.len() as u32).collect();
+            let qkv = bf16(&(matrix(tokens, 3 * hidden, 1) * 2.0).unwrap());
+            let picked = bf16(&matrix(lens.len(), hidden, 2));
+            for selected in [false, true] {
+                let dropout = Dropout::new(0.2, 5);
+                let cu_queries = if selected { &first } else { &cu };
+                let spec = AttentionSpec { cu_queries, cu_keys: &cu, heads, dropout };
+                let run = |qkv: &Tensor, picked: &Tensor| {
+                    let part = |i| qkv.narrow(1, i * hidden, hidden).unwrap();
+                    let q = if selected { picked.clone() } else { part(0) };
+                    let zeros = |r, c| Tensor::zeros((r, c), qkv.dtype(), qkv.device()).unwrap();
+                    let n = q.dims()[0];
+                    let (k, v, out) = (part(1), part(2), zeros(n, hidden));
+                    let p = Projections { q: &q, k: &k, v: &v };
+                    attention(&out, p, spec).unwrap();
+                    let dout = matrix(n, hidden, 3).to_dtype(qkv.dtype()).unwrap().to_dtype(candle_core::DType::BF16);
+                    let dout = dout.unwrap().to_dtype(qkv.dtype()).unwrap();
+                    let (dq, dkv) = (zeros(n, hidden), zeros(tokens, 2 * hidden));
+                    attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, &dout, p, spec).unwrap();
+                    if !selected {
+                        let all = zeros(tokens, 3 * hidden);
+                        attention_backward(ProjectionGrads::Fused(&all), &dout, p, spec).unwrap();
+                        assert_eq!(flat(&all.narrow(1, 0, hidden).unwrap()), flat(&dq));
+                        assert_eq!(flat(&all.narrow(1, hidden, 2 * hidden).unwrap()), flat(&dkv));
+                    }
+                    [out, dq, dkv]
+                };
+                let (got, want) = (run(&qkv, &picked), run(&wide(&qkv), &wide(&picked)));
+                for ((got, want), what) in got.iter().zip(&want).zip(["out", "dq", "dkv"]) {
+                    rounded(got, want, 0.0, what);
+                }
+            }
         }
     }
 }

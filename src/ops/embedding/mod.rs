@@ -241,7 +241,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{close, flat, matrix, zeros};
+    use crate::ops::testing::{bf16, close, flat, matrix, rounded, wide, zeros};
     use candle_core::Device;
 
     fn forward(block: &[f32], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, drop: Dropout) -> Vec<f64> {
@@ -306,5 +306,30 @@ mod tests {
         let (a, b, c) = (index(3), index(0), index(0));
         let at = EmbeddingIndex { ids: &a, positions: &b, types: &c };
         assert!(embed(&zeros(1, 4), &zeros(1, 4), &matrix(8, 4, 1), at, shape, Dropout::OFF).is_err());
+    }
+
+    #[test]
+    fn bf16_is_f32_rounded() {
+        let (tokens, h) = (37, 33);
+        let shape = EmbeddingShape { vocab: 11, positions: 37, types: 2, eps: 1e-6 };
+        let index =
+            |f: fn(u32) -> u32| Tensor::from_vec((0..tokens as u32).map(f).collect(), tokens, &Device::Cpu).unwrap();
+        let (ids, positions, types) = (index(|i| i * 7 % 11), index(|i| i), index(|i| i % 2));
+        let at = EmbeddingIndex { ids: &ids, positions: &positions, types: &types };
+        let (block, dy, drop) = (matrix(shape.rows(), h, 1), bf16(&matrix(tokens, h, 2)), Dropout::new(0.1, 3));
+        let run = |dy: &Tensor, kept: Option<&Tensor>| {
+            let (s, y, ds) = (dy.zeros_like().unwrap(), dy.zeros_like().unwrap(), dy.zeros_like().unwrap());
+            embed(&s, &y, &block, at, shape, drop).unwrap();
+            let dblock = zeros(shape.rows(), h);
+            embed_backward(&dblock, &ds, dy, kept.unwrap_or(&s), &block, at, shape, drop).unwrap();
+            (s, y, dblock)
+        };
+        let got = run(&dy, None);
+        let want = run(&wide(&dy), Some(&wide(&got.0)));
+        rounded(&got.0, &want.0, 0.0, "s");
+        rounded(&got.1, &want.1, 3.0, "y");
+        // Sums of up to four rounded gradients.
+        let want: Vec<f64> = flat(&want.2).iter().map(|&v| v as f64).collect();
+        close(&flat(&got.2), &want, 0.02, "dblock");
     }
 }

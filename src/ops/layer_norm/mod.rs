@@ -114,7 +114,7 @@ fn check(name: &str, rows: usize, cols: usize, others: &[(usize, usize)], params
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{close, flat, matrix, values, zeros};
+    use crate::ops::testing::{bf16, close, flat, matrix, rounded, values, wide, zeros};
 
     /// The definition in f64: (s, y).
     fn forward(x: &[f32], residual: &[f32], p: &[f32], h: usize, eps: f64, drop: Dropout) -> (Vec<f64>, Vec<f64>) {
@@ -197,5 +197,30 @@ mod tests {
         assert_eq!((&one.0, &one.1, &one.2), (&three.0, &three.1, &three.2));
         close(&one.3, &three.3.iter().map(|&v| v as f64).collect::<Vec<_>>(), 1e-5, "dparams");
         assert_eq!(run(3), three);
+    }
+
+    #[test]
+    fn bf16_is_f32_rounded() {
+        for (tokens, h) in [(1, 15), (17, 33), (130, 96)] {
+            let (x, residual) = (bf16(&matrix(tokens, h, 1)), bf16(&matrix(tokens, h, 2)));
+            let (params, dy, drop) = (matrix(3, h, 3), bf16(&matrix(tokens, h, 4)), Dropout::new(0.1, 3));
+            let run = |x: &Tensor, residual: &Tensor, dy: &Tensor, kept: Option<&Tensor>| {
+                let (s, y) = (x.copy().unwrap(), dy.zeros_like().unwrap());
+                residual_norm(&s, &y, residual, &params, 1e-5, drop).unwrap();
+                let (ds, branch, dparams) = (dy.zeros_like().unwrap(), dy.zeros_like().unwrap(), zeros(3, h));
+                let out = ResidualNormGrads { ds: &ds, dbranch: &branch, dparams: &dparams };
+                residual_norm_backward(out, dy, kept.unwrap_or(&s), &params, 1e-5, drop, false).unwrap();
+                (s, y, ds, branch, dparams)
+            };
+            let got = run(&x, &residual, &dy, None);
+            // Both backward passes begin at the sum as bf16 kept it.
+            let want = run(&wide(&x), &wide(&residual), &wide(&dy), Some(&wide(&got.0)));
+            rounded(&got.0, &want.0, 0.0, "s");
+            rounded(&got.1, &want.1, 3.0, "y");
+            rounded(&got.2, &want.2, 0.0, "ds");
+            rounded(&got.3, &want.3, 1.0, "dbranch"); // rounded twice
+            let want: Vec<f64> = flat(&want.4).iter().map(|&v| v as f64).collect();
+            close(&flat(&got.4), &want, 0.02, "dparams");
+        }
     }
 }
