@@ -15,6 +15,7 @@ use crate::heads::SequenceHead;
 use crate::nn::params::{Layout, Params};
 use crate::nn::workspace::Space;
 use crate::rng::PassKey;
+use crate::suggest::did_you_mean;
 use candle_core::{DType, Tensor};
 
 /// Dropout site of the head; the encoder's layers count theirs from 0.
@@ -49,6 +50,11 @@ pub struct TrainingPlan {
     pub recompute: bool,
 }
 
+/// The modules that a parameter lies in, outermost first.
+fn modules_of(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(at, _)| &name[..at])
+}
+
 /// An encoder with a head for whole rows.
 #[derive(Debug)]
 pub struct Model {
@@ -81,6 +87,32 @@ impl Model {
 
     pub fn encoder(&mut self) -> (&mut Encoder, &Params) {
         (&mut self.encoder, &self.params)
+    }
+
+    /// Freezes the parameters of modules given by their checkpoint names (`embeddings`, `encoder.layer.0`, `pooler`, …, with or
+    /// without the family's prefix).
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a name is no module's, or nothing is left to learn.
+    pub fn freeze(&mut self, modules: &[String]) -> Result<()> {
+        let prefix = self.encoder.config().names.prefix;
+        let inside = |module: &str, name: &str| {
+            let rest = |name: &str| name.strip_prefix(module).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+            rest(name) || name.strip_prefix(prefix).is_some_and(rest)
+        };
+        for module in modules {
+            if !self.params.specs().iter().any(|s| inside(module, &s.name)) {
+                let names = self.params.specs().iter().flat_map(|s| modules_of(s.name.trim_start_matches(prefix)));
+                let hint = did_you_mean(module, names);
+                let message = "; expected modules such as embeddings, encoder.layer.0, pooler or classifier";
+                return Err(Error::input(format!("train.freeze: the model has no module {module:?}{hint}{message}")));
+            }
+        }
+        self.params.freeze(|s| modules.iter().any(|m| inside(m, &s.name)));
+        if self.params.trained().next().is_none() {
+            return Err(Error::input("train.freeze: nothing is left to train".to_owned()));
+        }
+        Ok(())
     }
 
     /// See [`Encoder::recompute_activations`].
@@ -137,7 +169,7 @@ impl Model {
     /// is left out: softmax is shift-invariant, so its gradient is zero in exact arithmetic.
     pub fn unreached(&self) -> Result<Vec<String>> {
         let mut names = vec![];
-        for spec in self.params.specs() {
+        for spec in self.params.trained() {
             let square = self.params.grad_square(spec)?;
             let zero_by_nature = spec.name.ends_with("attention.self.key.bias");
             if !square.is_finite() || (square == 0.0 && !zero_by_nature) {

@@ -114,6 +114,51 @@ fn recomputed_activations_give_the_same_bits() {
     }
 }
 
+/// What learns gets the same gradients as when all learns; what is frozen gets none, keeps its weights, and is not missed.
+#[test]
+fn frozen_modules_stay_and_the_others_learn_as_before() {
+    let freeze: [&[&str]; 4] = [
+        &["embeddings"],
+        &["bert.embeddings", "encoder.layer.0", "encoder.layer.1.attention"],
+        &["bert", "classifier.bias"],
+        &["encoder.layer.3.output.dense.weight", "embeddings.word_embeddings"],
+    ];
+    for modules in freeze {
+        let (mut free, mut model) = (tiny(1), tiny(1));
+        let rows = random_rows(&mut free, &[5, 1, 40, 17]);
+        let batch = rows.batch(&all(&rows));
+        model.freeze(&modules.iter().map(|m| m.to_string()).collect::<Vec<_>>()).unwrap();
+        let trained: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
+        assert!(!trained.is_empty() && trained.len() < model.params.specs().len(), "{modules:?}");
+        let config = step_config(1);
+        let weights = floats(model.params.weights());
+        for (step, m) in [&mut free, &mut model].into_iter().enumerate() {
+            let passed = gradients(m, std::slice::from_ref(&batch), &config, 0).unwrap();
+            assert_eq!(m.unreached().unwrap(), Vec::<String>::new(), "{modules:?} {step}");
+            update(m, passed.grad_norm, &config, 0).unwrap();
+        }
+        let squares: f64 = model.params.trained().map(|s| model.params.grad_square(s).unwrap()).sum();
+        assert!((squares.sqrt() / model.params.grad_norm().unwrap() - 1.0).abs() < 1e-6, "{modules:?}");
+        let after = floats(model.params.weights());
+        for ((spec, (name, got)), (_, want)) in
+            model.params.specs().iter().zip(grads(&model.params)).zip(grads(&free.params))
+        {
+            let moved = after[spec.range()] != weights[spec.range()];
+            if trained.contains(&name) {
+                assert!(moved && got == want, "{modules:?}: {name}");
+            } else {
+                assert!(!moved, "{modules:?}: {name} moved");
+                let touches_all = name.ends_with("weight") && spec.shape.len() == 2 && name.contains("layer");
+                assert!(!touches_all || norm(&got) == 0.0, "{modules:?}: a gradient of {name} was computed");
+            }
+        }
+    }
+    let mut model = tiny(1);
+    let message = model.freeze(&["encoder.layr.0".into()]).unwrap_err().to_string();
+    assert!(message.contains("encoder.layr.0") && message.contains("encoder.layer.0?"), "{message}");
+    assert!(model.freeze(&["bert".into(), "classifier".into()]).unwrap_err().to_string().contains("nothing is left"));
+}
+
 fn step_config(seed: u64) -> StepConfig {
     StepConfig {
         schedule: Schedule { peak: 1e-3, decay: Decay::Constant, warmup: 0, total: 100 },

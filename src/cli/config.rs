@@ -128,7 +128,9 @@ fn show(args: &FileArgs, ui: &mut Ui) -> Result<()> {
 fn validate(args: &FileArgs, ui: &mut Ui) -> Result<()> {
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
     let prepared = Prepared::new(&config, ui)?;
-    Model::load(&prepared.pretrained, prepared.task, config.train.seed, Space::f32(&Device::Cpu))?;
+    let space = Space::f32(&Device::Cpu);
+    let (mut model, _) = Model::load(&prepared.pretrained, prepared.task, config.train.seed, space)?;
+    model.freeze(&config.train.freeze)?;
     let file = args.config.display();
     if ui.is_json() {
         ui.out_json(&json!({"event": "valid", "file": file.to_string()}))

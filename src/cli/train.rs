@@ -9,6 +9,7 @@ use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model};
+use crate::nn::params::Spec;
 use crate::nn::workspace::Space;
 use crate::train::eval::evaluate;
 use crate::train::log::{Event, Reporter};
@@ -77,6 +78,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let (precision, note) = config.train.precision.here();
     let space = Space { dtype: precision.dtype(), device: &device };
     let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
+    model.freeze(&config.train.freeze)?;
     let (_, total_steps) = count_steps(&config.train, prepared.train.len());
     let identity = identity(&config, &prepared);
     model.params.start_training()?;
@@ -98,7 +100,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         seed,
         output: run.path().display().to_string(),
         parameters: model.params.count(),
-        trainable_parameters: model.params.count(),
+        trainable_parameters: model.params.trained().map(Spec::len).sum(),
         loaded: report.loaded,
         initialised: report.initialised,
         unused: report.unused,

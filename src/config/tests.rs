@@ -126,7 +126,6 @@ fn wrong_types_say_found_and_expected() {
 fn wrong_ranges_say_found_and_expected() {
     assert_error("batch_size = 0", "train.batch_size is 0, expected 1 to 1000000");
     assert_error("learning_rate = nan", "train.learning_rate is NaN, expected a finite number above 0");
-    assert_error("precision = \"bf16\"", "train.precision is \"bf16\", which is not in this version; use \"f32\"");
     assert_error(
         "early_stopping_patience = 2",
         "train.early_stopping_patience is set, but there is no eval data; set data.eval to a file or to a fraction such as 0.1",

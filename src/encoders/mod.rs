@@ -106,7 +106,7 @@ impl Input {
     /// The pass as layer `i` of `layers` sees it: only the last one leaves tokens out.
     fn pass(&self, i: usize, layers: usize) -> Pass<'_> {
         let selection = if i + 1 == layers { self.selection.as_ref() } else { None };
-        Pass { cu_seqlens: &self.cu_seqlens, selection, key: self.key }
+        Pass { cu_seqlens: &self.cu_seqlens, selection, key: self.key, learns_below: true }
     }
 }
 
@@ -214,7 +214,7 @@ impl Encoder {
         Ok(x)
     }
 
-    /// Gradients of all parameters from `grad`, the gradient of the last [`Self::forward`]'s result. They overwrite the
+    /// Gradients of all parameters that learn, from `grad`, the gradient of the last [`Self::forward`]'s result. They overwrite the
     /// gradient arena, or add to it if `accumulate`.
     pub fn backward(&mut self, params: &mut Params, grad: &Tensor, accumulate: bool) -> Result<()> {
         let Some(input) = self.input.take() else {
@@ -224,12 +224,17 @@ impl Encoder {
         let embedded = self.embedded.view(tokens, h, params.space())?;
         let mut grad = grad.clone();
         let n = self.layers.len();
-        for i in (0..n).rev() {
+        let shape = self.config.embedding;
+        let trains_embedding = params.trains(self.embedding..self.embedding + shape.rows() * h);
+        // Below the first part that learns nobody reads a gradient.
+        let trains = |i: &usize| trains_embedding || params.trains(self.layers[*i].range());
+        let lowest = (0..n).find(trains).unwrap_or(n);
+        for i in (lowest..n).rev() {
             let x = match i.checked_sub(1) {
                 Some(below) => self.outs[below].view(tokens, h, params.space())?,
                 None => embedded.clone(),
             };
-            let pass = input.pass(i, n);
+            let pass = Pass { learns_below: trains_embedding || i > lowest, ..input.pass(i, n) };
             let acts = &mut self.acts[if self.recompute { 0 } else { i }];
             // The last layer's are still there.
             if self.recompute && i + 1 < n {
@@ -237,7 +242,9 @@ impl Encoder {
             }
             grad = self.layers[i].backward(params, &x, &grad, &pass, acts, &mut self.scratch, accumulate)?;
         }
-        let shape = self.config.embedding;
+        if !trains_embedding {
+            return Ok(());
+        }
         if !accumulate {
             // The scatter below adds: start its dense part from zero, the word rows are cleared as they were touched.
             params.begin_window()?;

@@ -120,16 +120,21 @@ struct Training {
 /// bf16 copies of the weights that products read, made when first asked for after a change of the weights.
 #[derive(Debug, Default)]
 struct Copies {
-    /// Counts the changes of the weights.
-    version: Cell<u64>,
+    /// Counts the changes of all weights, frozen ones too.
+    loads: Cell<u64>,
+    /// Counts the optimizer's steps.
+    steps: Cell<u64>,
     /// By place and shape in the arena, with the version of each.
-    packed: RefCell<HashMap<(usize, usize, usize), (u64, PackedWeight)>>,
+    packed: RefCell<HashMap<(usize, usize, usize), ([u64; 2], PackedWeight)>>,
 }
 
 /// The arenas.
 #[derive(Debug)]
 pub struct Params {
+    /// In arena order.
     specs: Vec<Spec>,
+    /// Which of them do not learn.
+    frozen: Vec<bool>,
     by_name: HashMap<String, usize>,
     weights: Tensor,
     training: Option<Training>,
@@ -156,7 +161,8 @@ impl Params {
         let n = weights.len();
         let weights = Tensor::from_vec(weights, n, space.device)?;
         let copies = Copies::default();
-        Ok(Self { specs: layout.specs, by_name, weights, training: None, sparse, dtype: space.dtype, copies })
+        let frozen = vec![false; layout.specs.len()];
+        Ok(Self { specs: layout.specs, frozen, by_name, weights, training: None, sparse, dtype: space.dtype, copies })
     }
 
     /// Allocates gradients and moments, all zero.
@@ -193,6 +199,23 @@ impl Params {
         self.specs.iter().map(Spec::len).sum()
     }
 
+    /// Keeps the parameters that `frozen` picks as they are: they get no update and take no part in the gradient's norm.
+    pub fn freeze(&mut self, frozen: impl Fn(&Spec) -> bool) {
+        self.frozen = self.specs.iter().map(frozen).collect();
+    }
+
+    /// The parameters that learn.
+    pub fn trained(&self) -> impl Iterator<Item = &Spec> {
+        self.specs.iter().zip(&self.frozen).filter(|(_, frozen)| !**frozen).map(|(spec, _)| spec)
+    }
+
+    /// Whether any parameter in a range of the arena learns.
+    pub fn trains(&self, range: Range<usize>) -> bool {
+        let first = self.specs.partition_point(|s| s.range().end <= range.start);
+        let last = self.specs.partition_point(|s| s.offset < range.end);
+        self.frozen[first..last.max(first)].iter().any(|frozen| !frozen)
+    }
+
     pub fn spec(&self, name: &str) -> Option<&Spec> {
         self.by_name.get(name).map(|&i| &self.specs[i])
     }
@@ -205,13 +228,12 @@ impl Params {
     /// Bytes that training will touch beyond the weights: gradients, moments, and the bf16 copies. Of the sparse table only
     /// the `touched` rows count, unless weight decay moves them all; fresh arenas cost nothing until they are written.
     pub fn training_bytes(&self, touched: usize, weight_decay: f64) -> usize {
-        let all = self.arena_len();
-        let (table, rows) = self.sparse.as_ref().map_or((0, 0), |s| (s.ever.len() * s.width, touched * s.width));
-        let moved = if weight_decay > 0.0 { all } else { all - table + rows };
-        let copies =
-            self.specs.iter().filter(|s| s.shape.len() == 2 && Some(s.offset) != self.sparse.as_ref().map(|s| s.start));
-        let copies: usize = copies.map(|s| PackedWeight::bytes(s.shape[0], s.shape[1], true)).sum();
-        4 * (all - table + rows + 2 * moved) + if self.dtype == DType::BF16 { copies } else { 0 }
+        let table = |s: &Spec| self.sparse.as_ref().filter(|table| table.start == s.offset).map(|t| touched * t.width);
+        let grads: usize = self.trained().map(|s| table(s).unwrap_or(s.len())).sum();
+        let moments: usize = if weight_decay > 0.0 { self.trained().map(Spec::len).sum() } else { grads };
+        let matrices = self.specs.iter().filter(|s| s.shape.len() == 2 && table(s).is_none());
+        let copies: usize = matrices.map(|s| PackedWeight::bytes(s.shape[0], s.shape[1], true)).sum();
+        4 * (grads + 2 * moments) + if self.dtype == DType::BF16 { copies } else { 0 }
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
@@ -220,7 +242,8 @@ impl Params {
         if self.dtype == DType::F32 {
             return Ok(Weight::F32(master));
         }
-        let (version, mut packed) = (self.copies.version.get(), self.copies.packed.borrow_mut());
+        let steps = if self.trains(offset..offset + out * inp) { self.copies.steps.get() } else { 0 };
+        let (version, mut packed) = ([self.copies.loads.get(), steps], self.copies.packed.borrow_mut());
         let fresh = match packed.remove(&(offset, out, inp)) {
             Some((at, copy)) if at == version => copy,
             old => {
@@ -234,9 +257,9 @@ impl Params {
         Ok(Weight::Bf16(fresh))
     }
 
-    /// To be called whenever the weights change.
-    fn weights_changed(&self) {
-        self.copies.version.set(self.copies.version.get() + 1);
+    /// To be called whenever weights come from outside.
+    fn weights_loaded(&self) {
+        self.copies.loads.set(self.copies.loads.get() + 1);
     }
 
     /// A view of the gradients from `offset`.
@@ -262,7 +285,7 @@ impl Params {
 
     /// Puts the arenas of a checkpoint back.
     pub fn restore(&mut self, [weights, m, v]: [&Tensor; 3]) -> Result<()> {
-        self.weights_changed();
+        self.weights_loaded();
         let t = self.training()?;
         for (to, from) in [(&self.weights, weights), (&t.m, m), (&t.v, v)] {
             to.slice_set(&from.contiguous()?, 0, 0)?;
@@ -277,7 +300,7 @@ impl Params {
 
     /// Replaces the weights alone.
     pub fn restore_weights(&self, weights: &Tensor) -> Result<()> {
-        self.weights_changed();
+        self.weights_loaded();
         self.weights.slice_set(weights, 0, 0)
     }
 
@@ -310,10 +333,10 @@ impl Params {
         adamw::sum_squares(&self.training()?.grads, &[spec.range()])
     }
 
-    /// ‖gradient‖₂ over all parameters.
+    /// ‖gradient‖₂ over all parameters that learn.
     pub fn grad_norm(&self) -> Result<f64> {
         let mut ranges = vec![];
-        for spec in &self.specs {
+        for spec in self.trained() {
             match &self.sparse {
                 Some(s) if s.start == spec.offset => ranges.extend(s.ranges(&s.window)),
                 _ => ranges.push(spec.range()),
@@ -326,7 +349,7 @@ impl Params {
     /// decay their update is exactly zero and is skipped.
     pub fn step(&self, step: AdamWStep, weight_decay: f64) -> Result<()> {
         let mut segments: Vec<Segment> = vec![];
-        for spec in &self.specs {
+        for spec in self.trained() {
             let weight_decay = if spec.decays() { weight_decay } else { 0.0 };
             let ranges = match &self.sparse {
                 Some(s) if s.start == spec.offset && weight_decay == 0.0 => s.ranges(&s.ever),
@@ -334,7 +357,7 @@ impl Params {
             };
             segments.extend(ranges.into_iter().map(|range| Segment { range, weight_decay }));
         }
-        self.weights_changed();
+        self.copies.steps.set(self.copies.steps.get() + 1);
         let t = self.training()?;
         adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &segments)
     }

@@ -14,6 +14,7 @@ use crate::ops::layer_norm::{ResidualNormGrads, residual_norm, residual_norm_bac
 use crate::ops::rows::{add_rows, gather_rows};
 use crate::rng::PassKey;
 use candle_core::{Result, Tensor};
+use std::ops::Range;
 
 /// Sizes and rates that all layers of an encoder share.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +62,8 @@ pub struct Pass<'a> {
     pub selection: Option<&'a Selection>,
     /// Dropout is live exactly when there is a key.
     pub key: Option<PassKey>,
+    /// Whether anything below this layer learns, so that the backward pass must find the input's gradient.
+    pub learns_below: bool,
 }
 
 impl Pass<'_> {
@@ -171,6 +174,11 @@ impl Layer {
         Self { shape: shape.clone(), at, number: number as u64 }
     }
 
+    /// The layer's part of the arenas.
+    pub fn range(&self) -> Range<usize> {
+        self.at.qkv_weight..self.at.down_norm + 3 * self.shape.hidden
+    }
+
     fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 3] {
         let site = self.number * SITES;
         [
@@ -260,7 +268,7 @@ impl Layer {
         AttentionSpec { cu_queries, cu_keys: pass.cu_seqlens, heads: self.shape.heads, dropout }
     }
 
-    /// From the gradient of the output to that of `x`, the forward pass's input. Parameter gradients are overwritten, or
+    /// From the gradient of the output to that of `x`, the forward pass's input, if anything below learns. Parameter gradients are overwritten, or
     /// added to if `accumulate`.
     pub fn backward(
         &self,
@@ -291,11 +299,11 @@ impl Layer {
             drop_2,
             accumulate,
         )?;
-        linear_weight_grad(&params.grad(at.down_weight, &[h, inner])?, &branch, &g, accumulate)?;
+        weight_grad(params, at.down_weight, &branch, &g, accumulate)?;
         let (dup, dup_bias) = (scratch.inner.view(n, inner, space)?, params.grad(at.up_bias, &[inner])?);
         let down = params.linear(at.down_weight, h, inner)?;
         linear_act_backward(&dup, &dup_bias, &branch, &down, &up, self.shape.act, accumulate)?;
-        linear_weight_grad(&params.grad(at.up_weight, &[inner, h])?, &dup, &norm1, accumulate)?;
+        weight_grad(params, at.up_weight, &dup, &norm1, accumulate)?;
         linear_input_grad(&a, &dup, &params.linear(at.up_weight, inner, h)?, true)?;
 
         let out = ResidualNormGrads { ds: &c, dbranch: &branch, dparams: &params.grad(at.output_norm, &[3, h])? };
@@ -310,7 +318,7 @@ impl Layer {
             accumulate,
         )?;
         let context = acts.context.view(n, h, space)?;
-        linear_weight_grad(&params.grad(at.output_weight, &[h, h])?, &branch, &context, accumulate)?;
+        weight_grad(params, at.output_weight, &branch, &context, accumulate)?;
         linear_input_grad(&a, &branch, &params.linear(at.output_weight, h, h)?, false)?;
 
         self.attention_backward(params, x, &a, &c, pass, drop_p, acts, scratch, accumulate)
@@ -333,28 +341,42 @@ impl Layer {
         let (tokens, n) = (tokens(pass.cu_seqlens), dcontext.dim(0)?);
         let (q, k, v) = self.projections(acts, pass, space)?;
         let (projections, spec) = (Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop));
-        let (dw, db) = (params.grad(at.qkv_weight, &[3 * h, h])?, params.grad(at.qkv_bias, &[3 * h])?);
+        let db = params.grad(at.qkv_bias, &[3 * h])?;
         let Some(selection) = pass.selection else {
             let dqkv = scratch.qkv.view(tokens, 3 * h, space)?;
             attention_backward(ProjectionGrads::Fused(&dqkv), dcontext, projections, spec)?;
             bias_grad(&db, &dqkv, accumulate)?;
-            linear_weight_grad(&dw, &dqkv, x, accumulate)?;
-            linear_input_grad(dresidual, &dqkv, &params.linear(at.qkv_weight, 3 * h, h)?, true)?;
+            weight_grad(params, at.qkv_weight, &dqkv, x, accumulate)?;
+            if pass.learns_below {
+                linear_input_grad(dresidual, &dqkv, &params.linear(at.qkv_weight, 3 * h, h)?, true)?;
+            }
             return Ok(dresidual.clone());
         };
         let (dq, dkv) = (scratch.q.view(n, h, space)?, scratch.qkv.view(tokens, 2 * h, space)?);
         attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, dcontext, projections, spec)?;
         bias_grad(&db.narrow(0, 0, h)?, &dq, accumulate)?;
         bias_grad(&db.narrow(0, h, 2 * h)?, &dkv, accumulate)?;
-        linear_weight_grad(&dw.narrow(0, 0, h)?, &dq, &acts.picked.view(n, h, space)?, accumulate)?;
-        linear_weight_grad(&dw.narrow(0, h, 2 * h)?, &dkv, x, accumulate)?;
+        weight_grad(params, at.qkv_weight, &dq, &acts.picked.view(n, h, space)?, accumulate)?;
+        weight_grad(params, at.qkv_weight + h * h, &dkv, x, accumulate)?;
         let dx = scratch.full.view(tokens, h, space)?;
+        if !pass.learns_below {
+            return Ok(dx);
+        }
         let [wq, wkv] = self.query_and_key_value(params)?;
         linear_input_grad(&dx, &dkv, &wkv, false)?;
         linear_input_grad(dresidual, &dq, &wq, true)?;
         add_rows(&dx, dresidual, &selection.index)?;
         Ok(dx)
     }
+}
+
+/// The gradient of the weight at `offset`, if it learns.
+fn weight_grad(params: &Params, offset: usize, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
+    let (out, inp) = (dy.dim(1)?, x.dim(1)?);
+    if !params.trains(offset..offset + out * inp) {
+        return Ok(());
+    }
+    linear_weight_grad(&params.grad(offset, &[out, inp])?, dy, x, accumulate)
 }
 
 fn tokens(cu_seqlens: &[u32]) -> usize {

@@ -131,6 +131,8 @@ pub struct TrainConfig {
     pub group_by_length: bool,
     /// Whether activations are computed again in the backward pass instead of kept: less memory, more time. Default false.
     pub gradient_checkpointing: bool,
+    /// Modules that keep their weights, by their checkpoint names: `embeddings`, `encoder.layer.0`, …. Default none.
+    pub freeze: Vec<String>,
 }
 
 impl Default for TrainConfig {
@@ -162,6 +164,7 @@ impl Default for TrainConfig {
             early_stopping_patience: None,
             group_by_length: false,
             gradient_checkpointing: false,
+            freeze: vec![],
         }
     }
 }
