@@ -52,7 +52,7 @@ fn wrong_shapes_and_shared_storage_are_refused() {
 }
 
 /// (tokens, in, out): fractions and multiples of tiles, panels, blocks and passes, in every position.
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 1),
     (1, 32, 32),
     (15, 17, 31),
@@ -67,6 +67,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (33, 384, 40),
     (1025, 33, 31),
     (2100, 40, 33),
+    (40, 2048, 33),
 ];
 
 fn packed(w: &Tensor) -> Weight {

@@ -6,7 +6,7 @@
 
 use super::Engine;
 use super::epilogue::{Out, Place, finish};
-use super::pack::{PANEL, padded_depth};
+use super::pack::{PANEL, padded_depth, row_stride};
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -18,6 +18,9 @@ const GROUP: usize = 4;
 /// Depth of one pass where the result is an f32 sum (weight gradients, whose depth is the tokens): the block of `a` and a
 /// panel fit L2.
 const PASS_DEPTH: usize = 1024;
+
+/// Addresses this far apart share a set of L1 (64 sets of 64 bytes).
+const L1_PERIOD: usize = 4096;
 
 /// `a[m, k] · b[k, n]`, `a` with rows `lda` apart, `b` packed.
 #[derive(Clone, Copy)]
@@ -41,20 +44,25 @@ pub unsafe fn run(engine: Engine, product: Product<'_>, out: Out<'_>) {
     }
     assert!(k > 0, "a product over no depth");
     let depth = padded_depth(k);
-    if k == depth {
+    let collides = m > 1 && (lda * size_of::<bf16>()).is_multiple_of(L1_PERIOD);
+    if k == depth && !collides {
         // SAFETY: by the caller's promise.
         return unsafe { run_padded(engine, product, out) };
     }
-    // Kernels read whole pairs and tiles: give odd depths a copy with zeros behind.
+    // Kernels read whole pairs and tiles, and many rows at once: odd depths get a copy with zeros behind, rows that would
+    // fall into the same set of L1 one with another stride.
     thread_local!(static ROOM: Cell<Vec<bf16>> = const { Cell::new(Vec::new()) });
     let mut room = ROOM.take();
-    room.clear();
-    room.resize(m * depth, bf16::ZERO);
-    for (i, row) in room.chunks_exact_mut(depth).enumerate() {
+    let stride = row_stride(depth);
+    if room.len() < m * stride {
+        room.resize(m * stride, bf16::ZERO);
+    }
+    for (i, row) in room.chunks_exact_mut(stride).take(m).enumerate() {
         row[..k].copy_from_slice(&a[i * lda..][..k]);
+        row[k..].fill(bf16::ZERO);
     }
     // SAFETY: by the caller's promise.
-    unsafe { run_padded(engine, Product { k: depth, a: &room, lda: depth, ..product }, out) };
+    unsafe { run_padded(engine, Product { k: depth, a: &room, lda: stride, ..product }, out) };
     ROOM.set(room);
 }
 

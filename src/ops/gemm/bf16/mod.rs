@@ -220,7 +220,8 @@ impl Kernel for WeightGrad {
         // Taken out and put back, so that a task that this thread picks up while it waits may use its own.
         let mut room = ROOM.take();
         let depth = pack::padded_depth(tokens);
-        let (a_len, b_len) = (m * depth, pack::packed_len(tokens, n));
+        let lda = pack::row_stride(depth);
+        let (a_len, b_len) = (m * lda, pack::packed_len(tokens, n));
         if room.len() < a_len + b_len {
             room.resize(a_len + b_len, bf16::ZERO);
         }
@@ -230,7 +231,7 @@ impl Kernel for WeightGrad {
         let stride = dw.stride;
         let out = Out::Sum { c: (dw.f32()?.as_mut_ptr(), stride), add: self.accumulate };
         // SAFETY: `dw` is [m, n], checked above, and shares no memory with the operands.
-        unsafe { drive::run(engine, Product { m, n, k: depth, a, lda: depth, b }, out) };
+        unsafe { drive::run(engine, Product { m, n, k: depth, a, lda, b }, out) };
         ROOM.set(room);
         Ok(())
     }

@@ -24,6 +24,12 @@ pub fn packed_len(depth: usize, cols: usize) -> usize {
     padded_depth(depth) * cols.next_multiple_of(PANEL)
 }
 
+/// A row stride for `a` operands of this padded depth: an odd number of cache lines, so that the rows of a tile do not fall
+/// into the same few sets of L1.
+pub fn row_stride(padded_depth: usize) -> usize {
+    padded_depth + if (padded_depth / DEPTH).is_multiple_of(2) { DEPTH } else { 0 }
+}
+
 /// Packs `x: [depth, cols]` (rows `stride` apart).
 pub fn rows<T: Real>(to: &mut [bf16], x: &[T], depth: usize, cols: usize, stride: usize) {
     let (panel, to) = (padded_depth(depth) * PANEL, Shared::new(to));
@@ -61,12 +67,14 @@ pub fn columns_of_rows(to: &mut [bf16], w: &[f32], cols: usize, depth: usize, st
     });
 }
 
-/// `to[cols, padded depth] = xᵀ` of `x: [depth, cols]` (rows `stride` apart), zero past `depth`.
+/// `to[cols, padded depth] = xᵀ` of `x: [depth, cols]` (rows `stride` apart), zero past `depth`; rows of `to` are
+/// [`row_stride`] apart.
 pub fn transpose(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride: usize) {
-    let (padded, to) = (padded_depth(depth), Shared::new(to));
+    let (blocks, to_stride) = (padded_depth(depth) / DEPTH, row_stride(padded_depth(depth)));
+    let to = Shared::new(to);
     for_chunks(cols.div_ceil(PANEL), 1, |_, panels| {
         for p in panels {
-            for block in 0..padded / DEPTH {
+            for block in 0..blocks {
                 let mut pairs = [0u32; DEPTH / 2 * PANEL];
                 interleave(&mut pairs, x, block * DEPTH, depth, p * PANEL, cols, stride);
                 for half in 0..PANEL / 16 {
@@ -77,7 +85,7 @@ pub fn transpose(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride:
                     transpose16(&mut square);
                     let first = p * PANEL + half * 16;
                     for (c, row) in square.iter().enumerate().take(cols.saturating_sub(first)) {
-                        let at = (first + c) * padded + block * DEPTH;
+                        let at = (first + c) * to_stride + block * DEPTH;
                         // SAFETY: every row belongs to one panel, so to one thread.
                         let to = unsafe { to.range(at..at + DEPTH) };
                         to.copy_from_slice(bytemuck::cast_slice(row));
@@ -241,14 +249,13 @@ mod tests {
                     "columns of [{cols}, {depth}]"
                 );
 
-                let d = padded_depth(depth);
-                let mut to = vec![bf16::from_f32(9.0); cols * d];
+                let (d, to_stride) = (padded_depth(depth), row_stride(padded_depth(depth)));
+                let mut to = vec![bf16::from_f32(9.0); cols * to_stride];
                 transpose(&mut to, &round(&x), depth, cols, stride);
-                let want: Vec<bf16> = (0..cols)
-                    .flat_map(|j| (0..d).map(move |k| (j, k)))
-                    .map(|(j, k)| if k < depth { bf16::from_f32(x[k * stride + j]) } else { bf16::ZERO })
-                    .collect();
-                assert!(to == want, "transpose of [{depth}, {cols}]");
+                for (j, k) in (0..cols).flat_map(|j| (0..d).map(move |k| (j, k))) {
+                    let want = if k < depth { bf16::from_f32(x[k * stride + j]) } else { bf16::ZERO };
+                    assert!(to[j * to_stride + k] == want, "transpose of [{depth}, {cols}] at {j}, {k}");
+                }
             }
         }
     }
