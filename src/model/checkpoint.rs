@@ -10,6 +10,7 @@ use crate::nn::params::{Init, Layout, Spec};
 use crate::rng::normal;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashSet;
 use std::fs::File;
@@ -227,30 +228,21 @@ impl Pretrained {
         Err(Error::in_file(&self.file, message))
     }
 
-    /// Widens a tensor to f32 into its place of the same length.
+    /// Widens a tensor to f32 into its place of the same length, on all threads: most of the time goes to first touches of
+    /// memory.
     fn copy(&self, view: &TensorView<'_>, name: &str, to: &mut [f32]) -> Result<()> {
-        let bytes = view.data();
-        match view.dtype() {
-            Dtype::F32 => to
-                .iter_mut()
-                .zip(bytes.chunks_exact(4))
-                .for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            Dtype::F16 => to
-                .iter_mut()
-                .zip(bytes.chunks_exact(2))
-                .for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
-            Dtype::BF16 => to
-                .iter_mut()
-                .zip(bytes.chunks_exact(2))
-                .for_each(|(o, b)| *o = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        let bad = match view.dtype() {
+            Dtype::F32 => widen(view.data(), to, f32::from_le_bytes),
+            Dtype::F16 => widen(view.data(), to, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => widen(view.data(), to, |b| bf16::from_le_bytes(b).to_f32()),
             other => {
                 return Err(Error::in_file(
                     &self.file,
                     format!("tensor {name} is {other:?}; expected F32, F16 or BF16"),
                 ));
             }
-        }
-        match to.iter().position(|v| !v.is_finite()) {
+        };
+        match bad {
             Some(i) => Err(Error::in_file(
                 &self.file,
                 format!("tensor {name} holds {} at element {i}; the file is damaged", to[i]),
@@ -258,6 +250,20 @@ impl Pretrained {
             None => Ok(()),
         }
     }
+}
+
+/// Fills `to` from `N` bytes a value; gives the first element that is not finite.
+fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32 + Sync) -> Option<usize> {
+    const CHUNK: usize = 1 << 16;
+    let chunk = |(i, (to, bytes)): (usize, (&mut [f32], &[u8]))| {
+        let mut finite = true;
+        for (to, bytes) in to.iter_mut().zip(bytes.as_chunks().0) {
+            *to = value(*bytes);
+            finite &= to.is_finite();
+        }
+        if finite { None } else { Some(i * CHUNK + to.iter().position(|v| !v.is_finite())?) }
+    };
+    to.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).enumerate().find_map_first(chunk)
 }
 
 fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
