@@ -279,3 +279,26 @@ pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_str(&text).map_err(|e| Error::at_line(path, e.line() as u64, format!("is not JSON: {e}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_named_over_all_chunks() {
+        let mut values: Vec<f32> = (0..200_000).map(|i| i as f32).collect();
+        let widened = |values: &[f32]| {
+            let mut to = vec![0.0; values.len()];
+            let bad = widen(bytemuck::cast_slice(values), &mut to, f32::from_le_bytes);
+            (bad, to)
+        };
+        assert_eq!(widened(&values), (None, values.clone()));
+        values[150_001] = f32::INFINITY;
+        values[199_999] = f32::NAN;
+        assert_eq!(widened(&values).0, Some(150_001));
+        let mut to = [0.0; 3];
+        let bytes: Vec<u8> = [1.0, -2.5, f32::INFINITY].iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+        assert_eq!(widen(&bytes, &mut to, |b| f16::from_le_bytes(b).to_f32()), Some(2));
+        assert_eq!(to[..2], [1.0, -2.5]);
+    }
+}
