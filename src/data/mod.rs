@@ -8,6 +8,7 @@ pub mod labels;
 pub mod reader;
 pub mod sampler;
 pub mod tokenize;
+mod words;
 
 pub use dataset::{Batch, Dataset, Targets, split_fraction};
 pub use example::Example;

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use tokenizers::{Encoding, PostProcessor, TruncationParams, truncate_encodings};
 
 use super::example::Example;
+use super::words::Words;
 use crate::error::{Error, Result};
 
 /// Rows between two reports of progress, which is also how long an interruption may wait.
@@ -17,6 +18,8 @@ const CHUNK_ROWS: usize = 1024;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: PathBuf,
+    /// Whether a text may be tokenised word by word.
+    by_words: bool,
 }
 
 /// Token ids of rows end to end. Row `i` is `offsets[i]..offsets[i + 1]` of `ids` and `type_ids`.
@@ -57,14 +60,14 @@ impl Tokenizer {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(wrong)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
-        let tokenizer = Self { inner, file: file.clone() };
+        let tokenizer = Self { by_words: Words::suit(&inner), inner, file: file.clone() };
         if tokenizer.special_tokens_count(false) == 0 {
             return Err(Error::in_file(&file, "its post_processor adds no [CLS] and [SEP], which the model reads"));
         }
         // A file can load and yet fail on every text, so one is tried here.
         let text_pair = Some("b".to_owned());
         let probe = Example { text: "a".into(), text_pair, label: None, id: None, row: 1, line: 1 };
-        guarded(|| tokenizer.encode_row(&probe, 512)).map_err(wrong)?;
+        guarded(|| tokenizer.encode_row(&probe, 512, None)).map_err(wrong)?;
         Ok(tokenizer)
     }
 
@@ -92,8 +95,14 @@ impl Tokenizer {
     ) -> Result<Tokens> {
         self.check_max_length(max_length, examples.iter().any(|e| e.text_pair.is_some()))?;
         let mut tokens = Tokens::empty();
+        let mut words = self.by_words.then(Words::default);
         for chunk in examples.chunks(CHUNK_ROWS) {
-            let encode = || chunk.par_iter().map(|e| self.encode_row(e, max_length)).collect::<Vec<_>>();
+            let mut encode = || {
+                if let Some(words) = &mut words {
+                    words.learn(&self.inner, chunk);
+                }
+                chunk.par_iter().map(|e| self.encode_row(e, max_length, words.as_ref())).collect::<Vec<_>>()
+            };
             let rows = guarded(|| Ok(encode())).map_err(|e| self.failed(&e, &chunk[0]))?;
             for (row, example) in rows.into_iter().zip(chunk) {
                 tokens.push(row.map_err(|e| self.failed(&e.to_string(), example))?);
@@ -121,9 +130,13 @@ impl Tokenizer {
 
     /// Truncates by itself, because the crate would also build every further window of a long row, and for a pair every
     /// combination of them.
-    fn encode_row(&self, example: &Example, max_length: usize) -> tokenizers::Result<Row> {
-        let first = self.inner.encode_fast(example.text.as_str(), false)?;
-        let second = example.text_pair.as_deref().map(|t| self.inner.encode_fast(t, false)).transpose()?;
+    fn encode_row(&self, example: &Example, max_length: usize, words: Option<&Words>) -> tokenizers::Result<Row> {
+        let encode = |text: &str| match words {
+            Some(words) => words.encode(&self.inner, text),
+            None => self.inner.encode_fast(text, false),
+        };
+        let first = encode(&example.text)?;
+        let second = example.text_pair.as_deref().map(encode).transpose()?;
         let length = first.len() + second.as_ref().map_or(0, Encoding::len);
         let room = max_length.saturating_sub(self.special_tokens_count(second.is_some()));
         let (mut first, mut second) =

@@ -10,6 +10,7 @@ use crate::nn::params::{Init, Layout, Spec};
 use crate::rng::normal;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::HashSet;
 use std::fs::File;
@@ -227,30 +228,21 @@ impl Pretrained {
         Err(Error::in_file(&self.file, message))
     }
 
-    /// Widens a tensor to f32 into its place of the same length.
+    /// Widens a tensor to f32 into its place of the same length, on all threads: most of the time goes to first touches of
+    /// memory.
     fn copy(&self, view: &TensorView<'_>, name: &str, to: &mut [f32]) -> Result<()> {
-        let bytes = view.data();
-        match view.dtype() {
-            Dtype::F32 => to
-                .iter_mut()
-                .zip(bytes.chunks_exact(4))
-                .for_each(|(o, b)| *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-            Dtype::F16 => to
-                .iter_mut()
-                .zip(bytes.chunks_exact(2))
-                .for_each(|(o, b)| *o = f16::from_le_bytes([b[0], b[1]]).to_f32()),
-            Dtype::BF16 => to
-                .iter_mut()
-                .zip(bytes.chunks_exact(2))
-                .for_each(|(o, b)| *o = bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        let bad = match view.dtype() {
+            Dtype::F32 => widen(view.data(), to, f32::from_le_bytes),
+            Dtype::F16 => widen(view.data(), to, |b| f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => widen(view.data(), to, |b| bf16::from_le_bytes(b).to_f32()),
             other => {
                 return Err(Error::in_file(
                     &self.file,
                     format!("tensor {name} is {other:?}; expected F32, F16 or BF16"),
                 ));
             }
-        }
-        match to.iter().position(|v| !v.is_finite()) {
+        };
+        match bad {
             Some(i) => Err(Error::in_file(
                 &self.file,
                 format!("tensor {name} holds {} at element {i}; the file is damaged", to[i]),
@@ -258,6 +250,20 @@ impl Pretrained {
             None => Ok(()),
         }
     }
+}
+
+/// Fills `to` from `N` bytes a value; gives the first element that is not finite.
+fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32 + Sync) -> Option<usize> {
+    const CHUNK: usize = 1 << 16;
+    let chunk = |(i, (to, bytes)): (usize, (&mut [f32], &[u8]))| {
+        let mut finite = true;
+        for (to, bytes) in to.iter_mut().zip(bytes.as_chunks().0) {
+            *to = value(*bytes);
+            finite &= to.is_finite();
+        }
+        if finite { None } else { Some(i * CHUNK + to.iter().position(|v| !v.is_finite())?) }
+    };
+    to.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).enumerate().find_map_first(chunk)
 }
 
 fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
@@ -272,4 +278,27 @@ fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
 pub(super) fn read_json(path: &Path) -> Result<serde_json::Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_str(&text).map_err(|e| Error::at_line(path, e.line() as u64, format!("is not JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_value_that_is_not_finite_is_named_over_all_chunks() {
+        let mut values: Vec<f32> = (0..200_000).map(|i| i as f32).collect();
+        let widened = |values: &[f32]| {
+            let mut to = vec![0.0; values.len()];
+            let bad = widen(bytemuck::cast_slice(values), &mut to, f32::from_le_bytes);
+            (bad, to)
+        };
+        assert_eq!(widened(&values), (None, values.clone()));
+        values[150_001] = f32::INFINITY;
+        values[199_999] = f32::NAN;
+        assert_eq!(widened(&values).0, Some(150_001));
+        let mut to = [0.0; 3];
+        let bytes: Vec<u8> = [1.0, -2.5, f32::INFINITY].iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect();
+        assert_eq!(widen(&bytes, &mut to, |b| f16::from_le_bytes(b).to_f32()), Some(2));
+        assert_eq!(to[..2], [1.0, -2.5]);
+    }
 }
