@@ -2,8 +2,9 @@
 """The Hugging Face Trainer on the data, model and hyperparameters of a bertft run; prints one JSON line.
 
 Its keys are those of bertft's `done` event, measured the same way: `train_seconds` from the first forward to the last
-update, tokens without padding, `first_step_seconds` from the start of the process. Rows come from jsonl or from csv
-with a header. Needs torch, transformers 4.57, accelerate, scikit-learn and scipy. Called by run.py; alone:
+update, tokens without padding, `first_step_seconds` from the start of the process. With --eval-only they are those of
+`bertft eval`: `seconds` of the scoring alone, rows tokenised before. Rows come from jsonl or from csv with a header.
+Needs torch, transformers 4.57, accelerate, scikit-learn and scipy. Called by run.py; alone:
 
     hf_ref.py MODEL_DIR TRAIN EVAL --max-steps 50
 """
@@ -24,15 +25,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model"), p.add_argument("train"), p.add_argument("eval")
     add_settings(p)
     p.add_argument("--pad-to-max", action="store_true", help="pad every row to max-length, not to its batch's longest")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
+    p.add_argument("--skip-steps", type=int, default=0,
+                   help="leave the first steps out of seconds and rates (torch.compile compiles in them)")
     return p.parse_args()
 
 
 def add_settings(p):
     """Settings that run.py passes to both sides."""
+    p.add_argument("model"), p.add_argument("train", nargs="?"), p.add_argument("eval")
+    p.add_argument("--eval-only", action="store_true", help="score EVAL with a fine-tuned model; no TRAIN")
     p.add_argument("--kind", default="classification", choices=["classification", "regression"])
     p.add_argument("--text", default="text")
     p.add_argument("--text-pair", help="column of the second text")
@@ -72,14 +76,19 @@ def main():
 
     torch.set_num_threads(a.threads)
     set_seed(a.seed)
-    train, dev = read(a.train), read(a.eval)
+    train, dev = [] if a.eval_only else read(a.train), read(a.eval)
     regression = a.kind == "regression"
-    labels = [] if regression else sorted({str(r[a.label]) for r in train + dev})
-    index = {name: i for i, name in enumerate(labels)}
     tokenizer = AutoTokenizer.from_pretrained(a.model)
-    head = dict(num_labels=1, problem_type="regression") if regression else dict(
-        num_labels=len(labels), id2label=dict(enumerate(labels)), label2id=index)
+    if a.eval_only:
+        head = {}  # the model has one, and knows its labels
+    elif regression:
+        head = dict(num_labels=1, problem_type="regression")
+    else:
+        labels = sorted({str(r[a.label]) for r in train + dev})
+        head = dict(num_labels=len(labels), id2label=dict(enumerate(labels)),
+                    label2id={name: i for i, name in enumerate(labels)})
     model = AutoModelForSequenceClassification.from_pretrained(a.model, **head)
+    index = model.config.label2id
 
     def encode(rows):
         e = tokenizer([r[a.text] for r in rows], [r[a.text_pair] for r in rows] if a.text_pair else None,
@@ -92,9 +101,10 @@ def main():
         samples = tokens = 0
 
         def training_step(self, model, inputs, *rest):
-            self.begin = self.begin or time.perf_counter()
-            self.samples += len(inputs["labels"])
-            self.tokens += int(inputs["attention_mask"].sum())
+            if self.state.global_step >= a.skip_steps:
+                self.begin = self.begin or time.perf_counter()
+                self.samples += len(inputs["labels"])
+                self.tokens += int(inputs["attention_mask"].sum())
             return super().training_step(model, inputs, *rest)
 
     class Clock(TrainerCallback):
@@ -116,18 +126,30 @@ def main():
                 weight_decay=a.weight_decay, warmup_ratio=a.warmup_ratio, group_by_length=a.group_by_length,
                 seed=a.seed, use_cpu=a.device == "cpu", bf16=a.precision == "bf16", torch_compile=a.compile,
                 save_strategy="no", report_to=[], logging_steps=50, disable_tqdm=True),
-            train_dataset=encode(train), data_collator=DataCollatorWithPadding(tokenizer), callbacks=[clock])
+            train_dataset=encode(train) if train else None, data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[clock])
         sys.stdout, stdout = sys.stderr, sys.stdout  # the Trainer's own log lines
-        trainer.train()
-        output = trainer.predict(encode(dev))
+        if not a.eval_only:
+            trainer.train()
+        dev = encode(dev)
+        if a.eval_only and a.skip_steps:
+            trainer.predict(dev[:a.skip_steps * a.batch_size])
+        predicting = time.perf_counter()
+        output = trainer.predict(dev)
+        seconds = time.perf_counter() - predicting
         sys.stdout = stdout
-    seconds = clock.last - trainer.begin
-    print(json.dumps(dict(
-        event="done", steps=trainer.state.global_step, epochs=trainer.state.epoch, train_seconds=seconds,
-        samples_per_second=trainer.samples / seconds, tokens_per_second=trainer.tokens / seconds,
-        first_step_seconds=clock.first - STARTED,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        metrics={"eval": scores(np.asarray(output.predictions), np.asarray(output.label_ids), regression)})))
+    metrics = scores(np.asarray(output.predictions), np.asarray(output.label_ids), regression)
+    if a.eval_only:
+        done = dict(event="eval", samples=len(dev), seconds=seconds, samples_per_second=len(dev) / seconds,
+                    metrics=metrics)
+    else:
+        seconds = clock.last - trainer.begin
+        done = dict(
+            event="done", steps=trainer.state.global_step, epochs=trainer.state.epoch, train_seconds=seconds,
+            samples_per_second=trainer.samples / seconds, tokens_per_second=trainer.tokens / seconds,
+            first_step_seconds=clock.first - STARTED,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, metrics={"eval": metrics})
+    print(json.dumps(done))
 
 
 def scores(logits, truth, regression):
