@@ -37,14 +37,18 @@ impl Task {
 }
 
 /// What decides how much memory a training takes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TrainingPlan {
     /// Of the largest batch.
     pub tokens: usize,
+    /// Of the largest batch of an evaluation.
+    pub eval_tokens: usize,
     /// Of a batch.
     pub rows: usize,
-    /// Different words in the training data.
-    pub words: usize,
+    /// Words of the training data, each once, ascending.
+    pub words: Vec<u32>,
+    /// The unit in which the system hands out memory.
+    pub page_bytes: usize,
     pub weight_decay: f64,
     /// Whether activations are computed again instead of kept.
     pub recompute: bool,
@@ -121,11 +125,14 @@ impl Model {
     }
 
     /// Bytes that training will take beyond what the model holds now: gradients, moments, copies of weights, and the buffers
-    /// of its largest batch.
+    /// of its largest batches.
     pub fn training_bytes(&self, plan: &TrainingPlan) -> usize {
-        let TrainingPlan { tokens, rows, words, weight_decay, recompute } = *plan;
-        self.params.training_bytes(words, weight_decay)
-            + self.encoder.training_bytes(tokens, rows, Read::First, self.params.space().dtype, recompute)
+        let dtype = self.params.space().dtype;
+        // Evaluation shares its buffers with the first layer's.
+        let evaluation = self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), dtype);
+        self.params.training_bytes(&plan.words, plan.page_bytes, plan.weight_decay)
+            + self.encoder.training_bytes(plan.tokens, plan.rows, Read::First, dtype, plan.recompute)
+            + evaluation
     }
 
     /// Logits `[rows, outputs]` in the batch's row order; no dropout, nothing kept.

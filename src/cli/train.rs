@@ -89,7 +89,8 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             state.step
         )));
     }
-    let estimated_peak_rss_bytes = estimate_peak_rss(&model, &prepared.train, &config.train);
+    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).collect();
+    let estimated_peak_rss_bytes = estimate_peak_rss(&model, &prepared.train, &scored, &config.train);
     let mut events = vec![Event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         task: config.task.kind.name().into(),

@@ -2,7 +2,7 @@
 //!
 //! BERT's normaliser and pre-tokeniser judge one character at a time and end a word at a space, so the tokens of a text are
 //! those of what stands between its spaces, end to end. Normalising is nearly all of the cost of tokenising, and few words
-//! are new: SST-2's 6920 rows hold 128 000 words, 13 800 of them distinct, and take an eighth of the time.
+//! are new: SST-2's 6920 rows hold 128 000 words, 13 800 of them distinct, and take 2.4 times less CPU time.
 
 use super::example::Example;
 use rayon::prelude::*;

@@ -184,6 +184,12 @@ impl Encoder {
         dtype.size_in_bytes() * (kept + outputs + scratch_len(shape, tokens) + packed)
     }
 
+    /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens`.
+    pub fn evaluation_bytes(&self, tokens: usize, dtype: DType) -> usize {
+        let shape = &self.config.layer;
+        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + 3 * shape.hidden * tokens)
+    }
+
     /// Hidden states `[rows, hidden]` ([`Read::First`]) or `[tokens, hidden]` in the activations' format, in a buffer that the
     /// next pass overwrites.
     /// With a key, dropout is live and everything that [`Self::backward`] needs is kept; without one nothing is.

@@ -190,7 +190,18 @@ impl Pretrained {
         }
         report.unused = names.iter().filter(|n| !used.contains(**n) && !is_buffer(n)).map(|n| n.to_string()).collect();
         report.unused.sort();
+        self.forget_pages();
         Ok((arena, report))
+    }
+
+    /// Gives back the memory of the file's pages; they are read again should anybody ask.
+    fn forget_pages(&self) {
+        #[cfg(unix)]
+        {
+            // SAFETY: dropping pages of a read-only map of a file loses nothing.
+            let advised = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            drop(advised); // a refusal costs memory only
+        }
     }
 
     /// Whether the checkpoint's classifier answers the task's question: as many outputs, and the same labels where the

@@ -125,8 +125,11 @@ struct Copies {
     /// Counts the optimizer's steps.
     steps: Cell<u64>,
     /// By place and shape in the arena, with the version of each.
-    packed: RefCell<HashMap<(usize, usize, usize), ([u64; 2], PackedWeight)>>,
+    packed: RefCell<HashMap<Place, ([u64; 2], PackedWeight)>>,
 }
+
+/// A matrix in the arena: offset, rows, columns.
+type Place = (usize, usize, usize);
 
 /// The arenas.
 #[derive(Debug)]
@@ -225,15 +228,22 @@ impl Params {
         view(&self.weights, offset, shape)
     }
 
-    /// Bytes that training will touch beyond the weights: gradients, moments, and the bf16 copies. Of the sparse table only
-    /// the `touched` rows count, unless weight decay moves them all; fresh arenas cost nothing until they are written.
-    pub fn training_bytes(&self, touched: usize, weight_decay: f64) -> usize {
-        let table = |s: &Spec| self.sparse.as_ref().filter(|table| table.start == s.offset).map(|t| touched * t.width);
-        let grads: usize = self.trained().map(|s| table(s).unwrap_or(s.len())).sum();
-        let moments: usize = if weight_decay > 0.0 { self.trained().map(Spec::len).sum() } else { grads };
-        let matrices = self.specs.iter().filter(|s| s.shape.len() == 2 && table(s).is_none());
+    /// Bytes that training will touch beyond the weights: gradients, moments, and the bf16 copies. Fresh arenas cost nothing
+    /// until they are written, and then whole pages: of the sparse table those with a row in `touched` (ascending) count,
+    /// unless weight decay moves all rows.
+    pub fn training_bytes(&self, touched: &[u32], page_bytes: usize, weight_decay: f64) -> usize {
+        let sparse = |s: &Spec| self.sparse.as_ref().filter(|table| table.start == s.offset);
+        let pages_of = |table: &SparseRows| {
+            let page = |row: &u32| *row as usize * table.width * 4 / page_bytes;
+            let pages = touched.chunk_by(|a, b| page(a) == page(b)).count();
+            (pages * page_bytes).min(table.ever.len() * table.width * 4)
+        };
+        let bytes = |s: &Spec| 4 * s.len();
+        let grads: usize = self.trained().map(|s| sparse(s).map_or(bytes(s), pages_of)).sum();
+        let moments: usize = if weight_decay > 0.0 { self.trained().map(bytes).sum() } else { grads };
+        let matrices = self.specs.iter().filter(|s| s.shape.len() == 2 && sparse(s).is_none());
         let copies: usize = matrices.map(|s| PackedWeight::bytes(s.shape[0], s.shape[1], true)).sum();
-        4 * (grads + 2 * moments) + if self.dtype == DType::BF16 { copies } else { 0 }
+        grads + 2 * moments + if self.dtype == DType::BF16 { copies } else { 0 }
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.

@@ -122,8 +122,8 @@ macro_rules! simd {
                     body::<$($t,)? true>($($arg),*)
                 }
                 match $crate::ops::cpu::level() {
-                    // SAFETY: `level` found these features on this machine.
                     $crate::ops::cpu::Level::Avx512 | $crate::ops::cpu::Level::Amx => {
+                        // SAFETY: `level` found these features on this machine.
                         return unsafe { avx512 $(::<$t>)? ($($arg),*) }
                     }
                     // SAFETY: as above.
@@ -146,19 +146,33 @@ pub fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// Width of the partial sums; one AVX-512 register.
 pub const LANES: usize = 16;
 
-/// Σ f(i) over `0..n` in [`LANES`] partial sums: the order is fixed, so the same input gives the same bits.
+/// Σ f(i) over `0..n`, in four registers of [`LANES`] partial sums so that no addition waits for the one before. The order
+/// is fixed, so the same input gives the same bits.
 #[inline(always)]
 pub fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut acc = [0f32; LANES];
-    let whole = n / LANES * LANES;
+    const CHAINS: usize = 4;
+    let mut acc = [[0f32; LANES]; CHAINS];
     let mut i = 0;
-    while i < whole {
-        for (l, a) in acc.iter_mut().enumerate() {
+    while i + CHAINS * LANES <= n {
+        for (c, acc) in acc.iter_mut().enumerate() {
+            for (l, a) in acc.iter_mut().enumerate() {
+                *a += f(i + c * LANES + l);
+            }
+        }
+        i += CHAINS * LANES;
+    }
+    while i + LANES <= n {
+        for (l, a) in acc[0].iter_mut().enumerate() {
             *a += f(i + l);
         }
         i += LANES;
     }
-    let mut sum: f32 = fold(acc, |a, b| a + b);
+    let [a, b, c, d] = acc;
+    let mut lanes = [0f32; LANES];
+    for l in 0..LANES {
+        lanes[l] = (a[l] + b[l]) + (c[l] + d[l]);
+    }
+    let mut sum = fold(lanes, |a, b| a + b);
     while i < n {
         sum += f(i);
         i += 1;

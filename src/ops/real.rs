@@ -9,6 +9,8 @@ pub trait Real: Copy + Send + Sync + 'static {
     fn to_f32(self) -> f32;
     /// Rounds to nearest even.
     fn from_f32(x: f32) -> Self;
+    /// The values in f32: the slice itself, or a copy in `room`, which is as long.
+    fn widen<'a>(values: &'a [Self], room: &'a mut [f32]) -> &'a [f32];
     /// The slice itself if it has this format.
     fn of_f32s(s: &[f32]) -> Option<&[Self]>;
     fn of_bf16s(s: &[bf16]) -> Option<&[Self]>;
@@ -27,6 +29,11 @@ impl Real for f32 {
     #[inline(always)]
     fn from_f32(x: f32) -> Self {
         x
+    }
+
+    #[inline(always)]
+    fn widen<'a>(values: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        values
     }
 
     fn of_f32s(s: &[f32]) -> Option<&[Self]> {
@@ -61,6 +68,15 @@ impl Real for bf16 {
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         // Rounding could carry a NaN's mantissa over into the sign: keep it a quiet NaN.
         bf16::from_bits(if x.is_nan() { 0x7fc0 } else { rounded as u16 })
+    }
+
+    #[inline(always)]
+    fn widen<'a>(values: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
+        let room = &mut room[..values.len()];
+        for (wide, value) in room.iter_mut().zip(values) {
+            *wide = Real::to_f32(*value);
+        }
+        room
     }
 
     fn of_f32s(_: &[f32]) -> Option<&[Self]> {

@@ -3,27 +3,40 @@
 use super::config::TrainConfig;
 use super::trainer::{count_steps, epoch_rows};
 use crate::data::Dataset;
+use crate::data::sampler::length_sorted;
 use crate::model::{Model, TrainingPlan};
 
-/// The process's peak of resident memory, in bytes, if it trains `model` on `data`: what it holds now, and what training will
-/// touch. Data and weights are loaded already; the rest is arithmetic over the largest batch that the run will meet.
-pub fn estimate_peak_rss(model: &Model, data: &Dataset, config: &TrainConfig) -> u64 {
+/// The process's peak of resident memory, in bytes, if it trains `model` on `data` and scores it on
+/// `scored`: what it holds now, and what training will
+/// touch. Data and weights are loaded already; the rest is arithmetic over the largest batch.
+pub fn estimate_peak_rss(model: &Model, data: &Dataset, scored: &[&Dataset], config: &TrainConfig) -> u64 {
+    let eval_tokens = scored.iter().map(|data| {
+        let lengths = data.tokens.lengths();
+        // Longest first.
+        let rows = length_sorted(&lengths, config.eval_batch_size).into_iter().next().unwrap_or_default();
+        rows.iter().map(|&r| lengths[r]).sum()
+    });
     let plan = TrainingPlan {
         tokens: largest_batch(data, config),
+        eval_tokens: eval_tokens.max().unwrap_or(0),
         rows: config.batch_size.min(data.len()),
         words: distinct(&data.tokens.ids),
+        page_bytes: page_bytes(),
         weight_decay: config.weight_decay,
         recompute: config.gradient_checkpointing,
     };
     (rss_bytes() + model.training_bytes(&plan) as u64).max(peak_rss_bytes())
 }
 
-/// Tokens of the largest batch of the run.
+/// Epochs whose batches are looked at for the largest: more find hardly a larger one and cost time at the start.
+const EPOCHS: u64 = 5;
+
+/// Tokens of the largest batch of the run's first epochs.
 fn largest_batch(data: &Dataset, config: &TrainConfig) -> usize {
     let (per_epoch, total) = count_steps(config, data.len());
     let per_step = config.batch_size * config.gradient_accumulation_steps;
     let mut largest = 0;
-    for epoch in 0..total.div_ceil(per_epoch) {
+    for epoch in 0..total.div_ceil(per_epoch).min(EPOCHS) {
         let steps = (total - epoch * per_epoch).min(per_epoch) as usize;
         let mut order = epoch_rows(config, data, epoch);
         order.truncate(steps * per_step);
@@ -34,10 +47,18 @@ fn largest_batch(data: &Dataset, config: &TrainConfig) -> usize {
     largest
 }
 
-fn distinct(ids: &[u32]) -> usize {
+/// Each id once, ascending.
+fn distinct(ids: &[u32]) -> Vec<u32> {
     let mut seen = vec![false; ids.iter().max().map_or(0, |&m| m as usize + 1)];
     ids.iter().for_each(|&id| seen[id as usize] = true);
-    seen.into_iter().filter(|&s| s).count()
+    (0..).zip(seen).filter(|(_, seen)| *seen).map(|(id, _)| id).collect()
+}
+
+/// The unit in which the system hands out large allocations: huge pages where Linux has them, as the allocator asks for
+/// them.
+fn page_bytes() -> usize {
+    let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if modes.is_ok_and(|modes| !modes.contains("[never]")) { 2 << 20 } else { 4 << 10 }
 }
 
 /// The most memory that the process has held so far, in bytes.

@@ -10,6 +10,7 @@ use crate::ops::layer_norm::cpu::{norm_row, norm_row_backward};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
+use std::ops::Range;
 
 /// Rows a thread gets at least.
 const GRAIN: usize = 16;
@@ -128,6 +129,7 @@ simd! {
     ) {
         let row = |i: usize| &block[i * h..(i + 1) * h];
         let (gamma, beta) = (row(shape.rows() - 2), row(shape.rows() - 1));
+        let (mut room, mut normed) = (vec![0f32; h], vec![0f32; h]);
         for (r, (s, y)) in s.chunks_exact_mut(h).zip(y.chunks_exact_mut(h)).enumerate() {
             let word = row(at[0][r] as usize);
             let position = row(shape.vocab + at[1][r] as usize);
@@ -141,17 +143,20 @@ simd! {
                     s[j] = T::from_f32(word[j] + position[j]);
                 }
             }
-            norm_row::<T, FMA>(y, s, gamma, beta, shape.eps);
-            mask(y, drop, ((first + r) * h) as u32);
+            norm_row::<f32, FMA>(&mut normed, T::widen(s, &mut room), gamma, beta, shape.eps);
+            mask(&mut normed, drop, ((first + r) * h) as u32);
+            for (y, v) in y.iter_mut().zip(&normed) {
+                *y = T::from_f32(*v);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn mask<T: Real>(y: &mut [T], drop: Dropout, base: u32) {
+fn mask(y: &mut [f32], drop: Dropout, base: u32) {
     if !drop.is_off() {
         for (j, y) in y.iter_mut().enumerate() {
-            *y = T::from_f32(y.to_f32() * drop.factor(base.wrapping_add(j as u32)));
+            *y *= drop.factor(base.wrapping_add(j as u32));
         }
     }
 }
@@ -196,15 +201,16 @@ impl Kernel for Backward {
 
 /// Adds each token's gradient to its rows of the tables. Each thread adds its own columns of all tokens: no two write the
 /// same place, and a table row's sum has the same order whatever the thread count.
-fn scatter<T: Real>(
-    tables: &mut [f32],
-    ds: &[T],
-    [ids, positions, types]: [&[u32]; 3],
-    h: usize,
-    shape: EmbeddingShape,
-) {
+fn scatter<T: Real>(tables: &mut [f32], ds: &[T], at: [&[u32]; 3], h: usize, shape: EmbeddingShape) {
     let tables = Shared::new(tables);
-    for_chunks(h, 16, |_, cols| {
+    for_chunks(h, 16, |_, cols| scatter_columns(tables, ds, at, h, shape, cols));
+}
+
+simd! {
+    fn scatter_columns[T](
+        tables: Shared<'_, f32>, ds: &[T], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, cols: Range<usize>,
+    ) {
+        let [ids, positions, types] = at;
         for t in 0..ids.len() {
             let grad = &ds[t * h + cols.start..t * h + cols.end];
             let word = ids[t] as usize;
@@ -218,7 +224,7 @@ fn scatter<T: Real>(
                 }
             }
         }
-    });
+    }
 }
 
 simd! {
@@ -227,13 +233,13 @@ simd! {
     ) {
         let h = gamma.len();
         let (dgamma, dbeta) = partial.split_at_mut(h);
-        let mut masked = vec![0f32; h];
+        let (mut masked, mut room) = (vec![0f32; h], vec![0f32; h]);
         for (r, ((ds, dy), s)) in ds.chunks_exact_mut(h).zip(dy.chunks_exact(h)).zip(s.chunks_exact(h)).enumerate() {
             for (m, v) in masked.iter_mut().zip(dy) {
                 *m = v.to_f32();
             }
             mask(&mut masked, drop, ((first + r) * h) as u32);
-            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, |j| masked[j], s, gamma, eps);
+            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, &masked, T::widen(s, &mut room), gamma, eps);
         }
     }
 }

@@ -9,48 +9,47 @@ const GRAIN: usize = 16;
 
 /// Mean and reciprocal standard deviation of a row.
 #[inline(always)]
-pub(crate) fn row_stats<T: Real>(s: &[T], eps: f32) -> (f32, f32) {
+fn row_stats(s: &[f32], eps: f32) -> (f32, f32) {
     let n = s.len();
-    let mean = lane_sum(n, |i| s[i].to_f32()) / n as f32;
-    let var = lane_sum(n, |i| (s[i].to_f32() - mean) * (s[i].to_f32() - mean)) / n as f32;
+    let mean = lane_sum(n, |i| s[i]) / n as f32;
+    let var = lane_sum(n, |i| (s[i] - mean) * (s[i] - mean)) / n as f32;
     (mean, 1.0 / (var + eps).sqrt())
 }
 
 /// `y = norm(s)·gamma + beta` for one row.
 #[inline(always)]
-pub(crate) fn norm_row<T: Real, const FMA: bool>(y: &mut [T], s: &[T], gamma: &[f32], beta: &[f32], eps: f32) {
+pub(crate) fn norm_row<T: Real, const FMA: bool>(y: &mut [T], s: &[f32], gamma: &[f32], beta: &[f32], eps: f32) {
     let (mean, rstd) = row_stats(s, eps);
     let n = y.len();
     let (s, gamma, beta) = (&s[..n], &gamma[..n], &beta[..n]);
     for j in 0..n {
-        y[j] = T::from_f32(madd::<FMA>((s[j].to_f32() - mean) * rstd, gamma[j], beta[j]));
+        y[j] = T::from_f32(madd::<FMA>((s[j] - mean) * rstd, gamma[j], beta[j]));
     }
 }
 
-/// One row's `ds` from `dy(j)`; adds to `dgamma` and `dbeta`.
+/// One row's `ds` from `dy`; adds to `dgamma` and `dbeta`.
 #[inline(always)]
 pub(crate) fn norm_row_backward<T: Real, const FMA: bool>(
     ds: &mut [T],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
-    dy: impl Fn(usize) -> f32,
-    s: &[T],
+    dy: &[f32],
+    s: &[f32],
     gamma: &[f32],
     eps: f32,
 ) {
     let n = ds.len();
-    let (dgamma, dbeta, s, gamma) = (&mut dgamma[..n], &mut dbeta[..n], &s[..n], &gamma[..n]);
+    let (dgamma, dbeta, dy, s, gamma) = (&mut dgamma[..n], &mut dbeta[..n], &dy[..n], &s[..n], &gamma[..n]);
     let (mean, rstd) = row_stats(s, eps);
-    let x = |j: usize| (s[j].to_f32() - mean) * rstd;
     // With x̂ the normed row and g = dy·gamma: ds = rstd·(g − mean(g) − x̂·mean(g·x̂)).
     let inv = 1.0 / n as f32;
-    let mean_g = lane_sum(n, |j| dy(j) * gamma[j]) * inv;
-    let mean_gx = lane_sum(n, |j| dy(j) * gamma[j] * x(j)) * inv;
+    let mean_g = lane_sum(n, |j| dy[j] * gamma[j]) * inv;
+    let mean_gx = lane_sum(n, |j| dy[j] * gamma[j] * ((s[j] - mean) * rstd)) * inv;
     for j in 0..n {
-        let (x, dy) = (x(j), dy(j));
-        dgamma[j] = madd::<FMA>(dy, x, dgamma[j]);
-        dbeta[j] += dy;
-        ds[j] = T::from_f32(rstd * (dy * gamma[j] - mean_g - x * mean_gx));
+        let x = (s[j] - mean) * rstd;
+        dgamma[j] = madd::<FMA>(dy[j], x, dgamma[j]);
+        dbeta[j] += dy[j];
+        ds[j] = T::from_f32(rstd * (dy[j] * gamma[j] - mean_g - x * mean_gx));
     }
 }
 
@@ -59,6 +58,7 @@ simd! {
         s: &mut [T], y: &mut [T], residual: &[T], params: &[f32], h: usize, eps: f32, drop: Dropout, first: usize,
     ) {
         let (bias, gamma, beta) = (&params[..h], &params[h..2 * h], &params[2 * h..3 * h]);
+        let mut room = vec![0f32; h];
         for (r, ((s, y), residual)) in
             s.chunks_exact_mut(h).zip(y.chunks_exact_mut(h)).zip(residual.chunks_exact(h)).enumerate()
         {
@@ -73,7 +73,7 @@ simd! {
                     s[j] = T::from_f32(madd::<FMA>(s[j].to_f32() + bias[j], factor, residual[j].to_f32()));
                 }
             }
-            norm_row::<T, FMA>(y, s, gamma, beta, eps);
+            norm_row::<T, FMA>(y, T::widen(s, &mut room), gamma, beta, eps);
         }
     }
 }
@@ -105,6 +105,7 @@ simd! {
         let h = gamma.len();
         let (dbias, rest) = partial.split_at_mut(h);
         let (dgamma, dbeta) = rest.split_at_mut(h);
+        let (mut dy_room, mut s_room) = (vec![0f32; h], vec![0f32; h]);
         for (r, (((ds, db), dy), s)) in ds
             .chunks_exact_mut(h)
             .zip(dbranch.chunks_exact_mut(h))
@@ -112,7 +113,8 @@ simd! {
             .zip(s.chunks_exact(h))
             .enumerate()
         {
-            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, |j| dy[j].to_f32(), s, gamma, eps);
+            let (dy, s) = (T::widen(dy, &mut dy_room), T::widen(s, &mut s_room));
+            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, dy, s, gamma, eps);
             if drop.is_off() {
                 db.copy_from_slice(ds);
                 for j in 0..h {

@@ -31,13 +31,10 @@ unsafe fn rows_of<const R: usize>(k: usize, a: *const bf16, lda: usize, b: *cons
     unsafe {
         for pair in 0..k / 2 {
             let row = b.add(pair * 2 * PANEL);
-            let (b0, b1): (__m512bh, __m512bh) = (
-                std::mem::transmute(_mm512_loadu_si512(row.cast())),
-                std::mem::transmute(_mm512_loadu_si512(row.add(PANEL).cast())),
-            );
+            let (b0, b1) = (pairs(_mm512_loadu_si512(row.cast())), pairs(_mm512_loadu_si512(row.add(PANEL).cast())));
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x: i32 = a.add(i * lda + pair * 2).cast::<i32>().read_unaligned();
-                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x));
+                let x = pairs(_mm512_set1_epi32(x));
                 sums[0] = _mm512_dpbf16_ps(sums[0], x, b0);
                 sums[1] = _mm512_dpbf16_ps(sums[1], x, b1);
             }
@@ -47,4 +44,12 @@ unsafe fn rows_of<const R: usize>(k: usize, a: *const bf16, lda: usize, b: *cons
             _mm512_storeu_ps(c.add(i * PANEL + 16), sums[1]);
         }
     }
+}
+
+/// A register's bits as 32 bf16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pairs(bits: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes and any bits are bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }
