@@ -146,38 +146,48 @@ pub fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// Width of the partial sums; one AVX-512 register.
 pub const LANES: usize = 16;
 
-/// Σ f(i) over `0..n`, in four registers of [`LANES`] partial sums so that no addition waits for the one before. The order
-/// is fixed, so the same input gives the same bits.
+/// Σ f(x₀[i], x₁[i], …) over slices of one length, in four registers of [`LANES`] partial sums so that no addition waits for
+/// the one before. The order is fixed, so the same input gives the same bits.
 #[inline(always)]
-pub fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    const CHAINS: usize = 4;
-    let mut acc = [[0f32; LANES]; CHAINS];
+pub fn lane_sum<const N: usize>(xs: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
+    let n = xs[0].len();
+    // Fixed-size blocks: inside them no index is checked, which would keep the loop from becoming vector code.
+    let block = |at: usize| xs.map(|x| x[at..].first_chunk::<LANES>().expect("slices of one length"));
+    let add = |acc: &mut [f32; LANES], at: usize| {
+        let block = block(at);
+        for (l, a) in acc.iter_mut().enumerate() {
+            *a += f(block.map(|x| x[l]));
+        }
+    };
+    let (mut a, mut b, mut c, mut d) = ([0f32; LANES], [0f32; LANES], [0f32; LANES], [0f32; LANES]);
     let mut i = 0;
-    while i + CHAINS * LANES <= n {
-        for (c, acc) in acc.iter_mut().enumerate() {
-            for (l, a) in acc.iter_mut().enumerate() {
-                *a += f(i + c * LANES + l);
-            }
-        }
-        i += CHAINS * LANES;
+    while n - i >= 4 * LANES {
+        add(&mut a, i);
+        add(&mut b, i + LANES);
+        add(&mut c, i + 2 * LANES);
+        add(&mut d, i + 3 * LANES);
+        i += 4 * LANES;
     }
-    while i + LANES <= n {
-        for (l, a) in acc[0].iter_mut().enumerate() {
-            *a += f(i + l);
-        }
+    while n - i >= LANES {
+        add(&mut a, i);
         i += LANES;
     }
-    let [a, b, c, d] = acc;
-    let mut lanes = [0f32; LANES];
     for l in 0..LANES {
-        lanes[l] = (a[l] + b[l]) + (c[l] + d[l]);
+        a[l] = (a[l] + b[l]) + (c[l] + d[l]);
     }
-    let mut sum = fold(lanes, |a, b| a + b);
+    let mut sum = fold(in_memory(a), |a, b| a + b);
     while i < n {
-        sum += f(i);
+        sum += f(xs.map(|x| x[i]));
         i += 1;
     }
     sum
+}
+
+/// The same lanes. LLVM forms vectors backwards from where values end up; a pairwise reduction would make it form pairs,
+/// sixteen values stored side by side make it form whole registers.
+#[inline(always)]
+pub fn in_memory(lanes: [f32; LANES]) -> [f32; LANES] {
+    std::hint::black_box(lanes)
 }
 
 /// Reduces the lanes pairwise.

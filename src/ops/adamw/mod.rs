@@ -59,7 +59,7 @@ fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 
 simd! {
     fn block_squares(g: &[f32]) -> f32 {
-        lane_sum(g.len(), |i| g[i] * g[i])
+        lane_sum([g], |[g]| g * g)
     }
 }
 

@@ -3,7 +3,7 @@
 //! the scratch first and their results rounded on the way out.
 
 use super::AttentionSpec;
-use crate::ops::cpu::{LANES, exp, fold, lane_sum, madd, simd};
+use crate::ops::cpu::{LANES, exp, fold, in_memory, lane_sum, madd, simd};
 use crate::ops::dropout::Dropout;
 use crate::ops::real::Real;
 use rayon::prelude::*;
@@ -297,7 +297,7 @@ fn score_grad_row<const FMA: bool>(p: &mut [f32], ds: &mut [f32], keys: usize, d
             *g *= drop.factor(base.wrapping_add(j as u32));
         }
     }
-    let dot = lane_sum(keys, |j| p[j] * ds[j]);
+    let dot = lane_sum([p, ds], |[p, ds]| p * ds);
     for j in 0..keys {
         ds[j] = scale * p[j] * (ds[j] - dot);
     }
@@ -332,12 +332,12 @@ fn softmax_rows<const FMA: bool>(scores: &mut [f32], keys: usize, d: usize) {
                 *t = if *v > *t { *v } else { *t };
             }
         }
-        let top = fold(top, |a, b| if a > b { a } else { b });
+        let top = fold(in_memory(top), |a, b| if a > b { a } else { b });
         for v in row.iter_mut() {
             *v = exp::<FMA>((*v - top) * scale);
         }
         row[keys..].fill(0.0);
-        let inverse = 1.0 / lane_sum(row.len(), |j| row[j]);
+        let inverse = 1.0 / lane_sum([row], |[x]| x);
         for v in row.iter_mut() {
             *v *= inverse;
         }

@@ -11,8 +11,8 @@ const GRAIN: usize = 16;
 #[inline(always)]
 fn row_stats(s: &[f32], eps: f32) -> (f32, f32) {
     let n = s.len();
-    let mean = lane_sum(n, |i| s[i]) / n as f32;
-    let var = lane_sum(n, |i| (s[i] - mean) * (s[i] - mean)) / n as f32;
+    let mean = lane_sum([s], |[x]| x) / n as f32;
+    let var = lane_sum([s], |[x]| (x - mean) * (x - mean)) / n as f32;
     (mean, 1.0 / (var + eps).sqrt())
 }
 
@@ -43,8 +43,8 @@ pub(crate) fn norm_row_backward<T: Real, const FMA: bool>(
     let (mean, rstd) = row_stats(s, eps);
     // With x̂ the normed row and g = dy·gamma: ds = rstd·(g − mean(g) − x̂·mean(g·x̂)).
     let inv = 1.0 / n as f32;
-    let mean_g = lane_sum(n, |j| dy[j] * gamma[j]) * inv;
-    let mean_gx = lane_sum(n, |j| dy[j] * gamma[j] * ((s[j] - mean) * rstd)) * inv;
+    let mean_g = lane_sum([dy, gamma], |[dy, gamma]| dy * gamma) * inv;
+    let mean_gx = lane_sum([dy, gamma, s], |[dy, gamma, s]| dy * gamma * ((s - mean) * rstd)) * inv;
     for j in 0..n {
         let x = (s[j] - mean) * rstd;
         dgamma[j] = madd::<FMA>(dy[j], x, dgamma[j]);
