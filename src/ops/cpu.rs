@@ -251,6 +251,61 @@ pub fn tanh<const FMA: bool>(x: f32) -> f32 {
     1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0)
 }
 
+/// Transposes in place.
+pub fn transpose16(x: &mut [[u32; 16]; 16]) {
+    #[cfg(target_arch = "x86_64")]
+    if level() >= Level::Avx512 {
+        // SAFETY: the level says that the machine has AVX-512.
+        return unsafe { transpose16_avx512(x) };
+    }
+    for i in 0..16 {
+        for j in 0..i {
+            (x[i][j], x[j][i]) = (x[j][i], x[i][j]);
+        }
+    }
+}
+
+/// In three stages: 32-bit and 64-bit neighbours inside 128-bit lanes, then the lanes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn transpose16_avx512(x: &mut [[u32; 16]; 16]) {
+    use std::arch::x86_64::*;
+    let mut r = [_mm512_setzero_si512(); 16];
+    for (r, row) in r.iter_mut().zip(x.iter()) {
+        // SAFETY: a row is 64 bytes.
+        *r = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+    }
+    let mut t = r;
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    // u[4g + c]: in lane l column 4l + c of rows 4g to 4g + 3.
+    let mut u = t;
+    for g in (0..16).step_by(4) {
+        u[g] = _mm512_unpacklo_epi64(t[g], t[g + 2]);
+        u[g + 1] = _mm512_unpackhi_epi64(t[g], t[g + 2]);
+        u[g + 2] = _mm512_unpacklo_epi64(t[g + 1], t[g + 3]);
+        u[g + 3] = _mm512_unpackhi_epi64(t[g + 1], t[g + 3]);
+    }
+    for c in 0..4 {
+        // Immediates: 0x88 takes lanes 0 and 2 of both operands, 0xdd lanes 1 and 3.
+        let (even_a, odd_a) = (_mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd));
+        let (even_b, odd_b) =
+            (_mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88), _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd));
+        let columns = [
+            (c, _mm512_shuffle_i32x4(even_a, even_b, 0x88)),
+            (4 + c, _mm512_shuffle_i32x4(odd_a, odd_b, 0x88)),
+            (8 + c, _mm512_shuffle_i32x4(even_a, even_b, 0xdd)),
+            (12 + c, _mm512_shuffle_i32x4(odd_a, odd_b, 0xdd)),
+        ];
+        for (column, values) in columns {
+            // SAFETY: a row is 64 bytes.
+            unsafe { _mm512_storeu_si512(x[column].as_mut_ptr().cast(), values) };
+        }
+    }
+}
+
 /// Splits `0..n` into one contiguous range a thread (at least `grain` items each) and runs `f(chunk, range)` on all of
 /// them. Chunks depend only on `n`, `grain` and the thread count, so partial sums kept per chunk are repeatable.
 pub fn for_chunks(n: usize, grain: usize, f: impl Fn(usize, Range<usize>) + Sync) {
@@ -352,6 +407,13 @@ mod tests {
             assert!((r[i] as f64 - erf64(x)).abs() < 4e-7, "erf({x}) = {}", r[i]);
             assert!((t[i] as f64 - x.tanh()).abs() < 3e-7, "tanh({x}) = {}", t[i]);
         }
+    }
+
+    #[test]
+    fn transposition() {
+        let mut x: [[u32; 16]; 16] = std::array::from_fn(|i| std::array::from_fn(|j| (i * 16 + j) as u32));
+        transpose16(&mut x);
+        assert!((0..256).all(|k| x[k % 16][k / 16] == k as u32));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! CPU body: one (row, head) pair is one piece of work, queries in blocks so that the scores stay in L2. Keys and values
-//! are transposed once a pair, so that all products run over dense columns in register tiles. bf16 pairs are widened into
-//! the scratch first and their results rounded on the way out.
+//! are transposed once a pair, so that all products run over dense columns in register tiles. A pair's part of each tensor is
+//! copied to the scratch first, widened if it is bf16: its rows lie far apart in the batch, in few sets of L1. Results go
+//! the same way back.
 
 use super::AttentionSpec;
-use crate::ops::cpu::{LANES, exp, fold, in_memory, lane_sum, madd, simd};
+use crate::ops::cpu::{LANES, exp, fold, in_memory, lane_sum, madd, simd, transpose16};
 use crate::ops::dropout::Dropout;
 use crate::ops::real::Real;
 use rayon::prelude::*;
@@ -51,12 +52,9 @@ impl<T: Real> Matrix<T> {
         Self { at: unsafe { self.at.add(row * self.stride + col) }, ..self }
     }
 
-    /// The view itself if it is f32, else a widened copy in `room: [rows, d]`.
+    /// A dense f32 copy in `room: [rows, d]`.
     #[inline(always)]
     unsafe fn widened(self, room: &mut [f32], rows: usize, d: usize) -> Matrix {
-        if T::DTYPE == f32::DTYPE {
-            return Matrix { at: self.at.cast(), stride: self.stride };
-        }
         for (i, row) in room[..rows * d].chunks_exact_mut(d).enumerate() {
             for (j, v) in row.iter_mut().enumerate() {
                 // SAFETY: inside the view by the caller's promise.
@@ -77,20 +75,9 @@ impl<T: Real> MatrixMut<T> {
         Matrix { at: self.at, stride: self.stride }
     }
 
-    /// Where to compute: the view itself if it is f32, else `room: [rows, d]`, to be brought home by [`Self::rounded`].
-    fn workplace(self, room: &mut [f32], d: usize) -> MatrixMut {
-        if T::DTYPE == f32::DTYPE {
-            MatrixMut { at: self.at.cast(), stride: self.stride }
-        } else {
-            MatrixMut { at: room.as_mut_ptr(), stride: d }
-        }
-    }
-
+    /// Brings `[rows, d]` results home from where they were computed.
     #[inline(always)]
-    unsafe fn rounded(self, room: &[f32], rows: usize, d: usize) {
-        if T::DTYPE == f32::DTYPE {
-            return;
-        }
+    unsafe fn round_from(self, room: &[f32], rows: usize, d: usize) {
         for (i, row) in room[..rows * d].chunks_exact(d).enumerate() {
             for (j, v) in row.iter().enumerate() {
                 // SAFETY: inside the view by the caller's promise.
@@ -98,11 +85,6 @@ impl<T: Real> MatrixMut<T> {
             }
         }
     }
-}
-
-/// Floats of room that a copy of `rows · d` values needs.
-fn room<T: Real>(rows: usize, d: usize) -> usize {
-    if T::DTYPE == f32::DTYPE { 0 } else { rows * d }
 }
 
 /// One (row, head): sizes and dropout.
@@ -161,7 +143,7 @@ pub unsafe fn forward<T: Real>(
     for_pairs(
         hidden,
         spec,
-        |p| padded(p.keys) * (p.d + BLOCK) + room::<T>(2 * p.queries + 2 * p.keys, p.d),
+        |p| padded(p.keys) * (p.d + BLOCK) + 2 * (p.queries + p.keys) * p.d,
         |q0, k0, col, pair, scratch| {
             let (out, q, k, v) = all;
             // SAFETY: offsets inside the views by the caller's promise.
@@ -181,13 +163,13 @@ simd! {
         let n = padded(keys);
         let (kt, rest) = scratch.split_at_mut(n * d);
         let (scores, rest) = rest.split_at_mut(n * BLOCK);
-        let (out_room, rest) = rest.split_at_mut(room::<T>(queries, d));
-        let (q_room, rest) = rest.split_at_mut(room::<T>(queries, d));
-        let (k_room, v_room) = rest.split_at_mut(room::<T>(keys, d));
+        let (out_room, rest) = rest.split_at_mut(queries * d);
+        let (q_room, rest) = rest.split_at_mut(queries * d);
+        let (k_room, v_room) = rest.split_at_mut(keys * d);
         // SAFETY: all views span this pair's tokens by the caller's promise.
         unsafe {
             let (q, k, v) = (q.widened(q_room, queries, d), k.widened(k_room, keys, d), v.widened(v_room, keys, d));
-            let to = out.workplace(out_room, d);
+            let to = MatrixMut { at: out_room.as_mut_ptr(), stride: d };
             transpose(kt, k, keys, d, n);
             let kt = Matrix { at: kt.as_ptr(), stride: n };
             let s = MatrixMut { at: scores.as_mut_ptr(), stride: n };
@@ -205,7 +187,7 @@ simd! {
                 }
                 product::<FMA>(to.offset(i, 0), s.as_const(), false, v, m, d, keys, false);
             }
-            out.rounded(out_room, queries, d);
+            out.round_from(out_room, queries, d);
         }
     }
 }
@@ -223,7 +205,7 @@ pub unsafe fn backward<T: Real>(
     for_pairs(
         hidden,
         spec,
-        |p| padded(p.keys) * 2 * (p.d + BLOCK) + room::<T>(3 * p.queries + 4 * p.keys, p.d),
+        |p| padded(p.keys) * 2 * (p.d + BLOCK) + (3 * p.queries + 4 * p.keys) * p.d,
         |q0, k0, col, pair, scratch| {
             let ([dq, dk, dv], dout, [q, k, v]) = all;
             // SAFETY: offsets inside the views by the caller's promise.
@@ -246,14 +228,14 @@ simd! {
         let (vt, rest) = rest.split_at_mut(n * d);
         let (p, rest) = rest.split_at_mut(n * BLOCK);
         let (ds, rest) = rest.split_at_mut(n * BLOCK);
-        let (dq_room, rest) = rest.split_at_mut(room::<T>(queries, d));
-        let (dk_room, rest) = rest.split_at_mut(room::<T>(keys, d));
-        let (dv_room, rest) = rest.split_at_mut(room::<T>(keys, d));
-        let (dout_room, rest) = rest.split_at_mut(room::<T>(queries, d));
-        let (q_room, rest) = rest.split_at_mut(room::<T>(queries, d));
-        let (k_room, v_room) = rest.split_at_mut(room::<T>(keys, d));
-        let to = [home[0].workplace(dq_room, d), home[1].workplace(dk_room, d), home[2].workplace(dv_room, d)];
-        let [dq, dk, dv] = to;
+        let (dq_room, rest) = rest.split_at_mut(queries * d);
+        let (dk_room, rest) = rest.split_at_mut(keys * d);
+        let (dv_room, rest) = rest.split_at_mut(keys * d);
+        let (dout_room, rest) = rest.split_at_mut(queries * d);
+        let (q_room, rest) = rest.split_at_mut(queries * d);
+        let (k_room, v_room) = rest.split_at_mut(keys * d);
+        let [dq, dk, dv] =
+            [&mut *dq_room, &mut *dk_room, &mut *dv_room].map(|room| MatrixMut { at: room.as_mut_ptr(), stride: d });
         // SAFETY: all views span this pair's tokens by the caller's promise.
         unsafe {
             if queries == 0 {
@@ -280,9 +262,9 @@ simd! {
                 product::<FMA>(dq.offset(i, 0), dsm.as_const(), false, k, m, d, keys, false);
                 product::<FMA>(dk, dsm.as_const(), true, q.offset(i, 0), keys, d, m, i > 0);
             }
-            home[0].rounded(dq_room, queries, d);
-            home[1].rounded(dk_room, keys, d);
-            home[2].rounded(dv_room, keys, d);
+            home[0].round_from(dq_room, queries, d);
+            home[1].round_from(dk_room, keys, d);
+            home[2].round_from(dv_room, keys, d);
         }
     }
 }
@@ -311,12 +293,24 @@ fn score_grad_row<const FMA: bool>(p: &mut [f32], ds: &mut [f32], keys: usize, d
 /// `xt[d, n] = x[keys, d]ᵀ`, columns past `keys` zero.
 #[inline(always)]
 unsafe fn transpose(xt: &mut [f32], x: Matrix, keys: usize, d: usize, n: usize) {
-    for (c, row) in xt.chunks_exact_mut(n).enumerate().take(d) {
-        for (j, v) in row[..keys].iter_mut().enumerate() {
-            // SAFETY: inside x by the caller's promise.
-            *v = unsafe { *x.at.add(j * x.stride + c) };
+    for (j, c) in (0..n).step_by(LANES).flat_map(|j| (0..d).step_by(LANES).map(move |c| (j, c))) {
+        let (rows, cols) = (LANES.min(keys.saturating_sub(j)), LANES.min(d - c));
+        let mut square = [[0u32; LANES]; LANES];
+        for (r, row) in square.iter_mut().enumerate().take(rows) {
+            // SAFETY: inside x by the caller's promise; f32 and u32 are alike in size.
+            unsafe {
+                let from = x.at.add((j + r) * x.stride + c).cast::<u32>();
+                if cols == LANES {
+                    *row = from.cast::<[u32; LANES]>().read_unaligned();
+                } else {
+                    std::ptr::copy_nonoverlapping(from, row.as_mut_ptr(), cols);
+                }
+            }
         }
-        row[keys..].fill(0.0);
+        transpose16(&mut square);
+        for (r, row) in square.iter().enumerate().take(cols) {
+            xt[(c + r) * n + j..][..LANES].copy_from_slice(&row.map(f32::from_bits));
+        }
     }
 }
 
@@ -424,6 +418,12 @@ unsafe fn tile<const FMA: bool, const M: usize, const V: usize>(
     let mut acc = [[[0f32; LANES]; V]; M];
     // SAFETY: as in `product`.
     unsafe {
+        let place = |i: usize| c.at.add(i * c.stride).cast::<[[f32; LANES]; V]>();
+        if add {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = std::ptr::read_unaligned(place(i));
+            }
+        }
         for p in 0..k {
             let row: [[f32; LANES]; V] = std::ptr::read_unaligned(b.at.add(p * b.stride).cast());
             for (i, acc) in acc.iter_mut().enumerate() {
@@ -436,15 +436,7 @@ unsafe fn tile<const FMA: bool, const M: usize, const V: usize>(
             }
         }
         for (i, acc) in acc.iter().enumerate() {
-            let to: *mut [[f32; LANES]; V] = c.at.add(i * c.stride).cast();
-            let mut out = *acc;
-            if add {
-                let old = std::ptr::read_unaligned(to);
-                for (o, old) in out.iter_mut().flatten().zip(old.iter().flatten()) {
-                    *o += old;
-                }
-            }
-            std::ptr::write_unaligned(to, out);
+            std::ptr::write_unaligned(place(i), *acc);
         }
     }
 }
