@@ -11,9 +11,10 @@ use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model};
 use crate::nn::params::Spec;
 use crate::nn::workspace::Space;
+use crate::train::config::{Precision, TrainConfig};
 use crate::train::eval::evaluate;
 use crate::train::log::{Event, Reporter};
-use crate::train::memory::{available_bytes, estimate_peak_rss, peak_rss_bytes};
+use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
 use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
 use candle_core::Device;
@@ -80,8 +81,11 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
     model.freeze(&config.train.freeze)?;
     let (_, total_steps) = count_steps(&config.train, prepared.train.len());
-    let identity = identity(&config, &prepared);
+    let identity = identity(&config, precision, &prepared);
     model.params.start_training()?;
+    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).collect();
+    // Before a checkpoint fills the moments: what it touches is in the estimate.
+    let memory = estimate_memory(&model, &prepared.train, &scored, &config.train);
     let state = if args.resume { run.load_checkpoint(&mut model, &identity)? } else { State::default() };
     if state.step > total_steps {
         return Err(Error::input(format!(
@@ -89,8 +93,6 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             state.step
         )));
     }
-    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).collect();
-    let estimated_peak_rss_bytes = estimate_peak_rss(&model, &prepared.train, &scored, &config.train);
     let mut events = vec![Event::Start {
         version: env!("CARGO_PKG_VERSION").into(),
         task: config.task.kind.name().into(),
@@ -107,10 +109,10 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         unused: report.unused,
         total_steps,
         epochs: config.train.epochs,
-        estimated_peak_rss_bytes,
+        estimated_peak_rss_bytes: memory.peak_rss_bytes,
         resumed_from: args.resume.then_some(state.step),
     }];
-    let notes = note.into_iter().chain(memory_warning(estimated_peak_rss_bytes));
+    let notes = note.into_iter().chain(memory_warning(&memory, &config.train));
     events.extend(notes.map(|message| Event::Warning { message }));
     events.extend(prepared.data_events());
     if args.dry_run {
@@ -217,14 +219,15 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
 }
 
 /// Said when the run will not fit the memory that is free.
-fn memory_warning(estimated_peak: u64) -> Option<String> {
+fn memory_warning(memory: &Estimate, config: &TrainConfig) -> Option<String> {
     let free = available_bytes()?;
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-    (estimated_peak > free).then(|| {
+    let recompute = if config.gradient_checkpointing { "" } else { ", or set train.gradient_checkpointing = true" };
+    (memory.growth_bytes > free).then(|| {
         format!(
-            "training will take about {:.1} GB and {:.1} GB are free; lower train.batch_size or data.max_length, or set \
-             train.gradient_checkpointing = true",
-            gigabytes(estimated_peak),
+            "training will take about {:.1} GB more than now and {:.1} GB are free; lower train.batch_size or \
+             data.max_length{recompute}",
+            gigabytes(memory.growth_bytes),
             gigabytes(free)
         )
     })
@@ -239,7 +242,7 @@ fn dry_run(args: &TrainArgs, config: &RunConfig, ui: &mut Ui) -> Result<()> {
 }
 
 /// Labels, settings and rows that decide the course of a run.
-fn identity(config: &RunConfig, prepared: &Prepared) -> Identity {
+fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Identity {
     let mut map = serde_json::Map::new();
     let train = &config.train;
     map.insert("task.kind".into(), json!(config.task.kind.name()));
@@ -247,6 +250,7 @@ fn identity(config: &RunConfig, prepared: &Prepared) -> Identity {
     map.insert("train.seed".into(), json!(train.seed));
     map.insert("train.batch_size".into(), json!(train.batch_size));
     map.insert("train.gradient_accumulation_steps".into(), json!(train.gradient_accumulation_steps));
+    map.insert("train.precision on this machine".into(), json!(precision.name()));
     map.insert("train.group_by_length".into(), json!(train.group_by_length));
     for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {
         map.insert(format!("the digest of the {split} rows"), json!(digest(data)));

@@ -77,6 +77,8 @@ struct Input {
     cu_seqlens: Vec<u32>,
     selection: Option<Selection>,
     key: Option<PassKey>,
+    /// Whether the pass left its layers' activations to be computed again.
+    recompute: bool,
 }
 
 impl Input {
@@ -96,6 +98,7 @@ impl Input {
             cu_seqlens: batch.cu_seqlens.clone(),
             selection,
             key,
+            recompute: false,
         })
     }
 
@@ -202,14 +205,15 @@ impl Encoder {
         keep: bool,
     ) -> Result<Tensor> {
         let (space, h, tokens) = (params.space(), self.config.layer.hidden, batch.ids.len());
-        let input = Input::new(batch, read, key, space.device)?;
+        let recompute = keep && self.recompute;
+        let input = Input { recompute, ..Input::new(batch, read, key, space.device)? };
         let shape = self.config.embedding;
         let block = params.weight(self.embedding, &[shape.rows(), h])?;
         let (sum, mut x) = (self.embedding_sum.view(tokens, h, space)?, self.embedded.view(tokens, h, space)?);
         let n = self.layers.len();
         let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
         embed(&sum, &x, &block, input.index(), shape, dropout)?;
-        let (acts, outs) = (if keep && !self.recompute { n } else { 1 }, if keep { n } else { 1 });
+        let (acts, outs) = (if keep && !recompute { n } else { 1 }, if keep { n } else { 1 });
         self.acts.resize_with(self.acts.len().max(acts), Activations::default);
         self.outs.resize_with(self.outs.len().max(outs), Buffer::default);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -241,9 +245,9 @@ impl Encoder {
                 None => embedded.clone(),
             };
             let pass = Pass { learns_below: trains_embedding || i > lowest, ..input.pass(i, n) };
-            let acts = &mut self.acts[if self.recompute { 0 } else { i }];
+            let acts = &mut self.acts[if input.recompute { 0 } else { i }];
             // The last layer's are still there.
-            if self.recompute && i + 1 < n {
+            if input.recompute && i + 1 < n {
                 self.layers[i].forward(params, &x, &pass, acts, &mut self.outs[i])?;
             }
             grad = self.layers[i].backward(params, &x, &grad, &pass, acts, &mut self.scratch, accumulate)?;

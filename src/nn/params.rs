@@ -293,15 +293,12 @@ impl Params {
         Ok([&self.weights, &t.m, &t.v])
     }
 
-    /// Puts the arenas of a checkpoint back.
-    pub fn restore(&mut self, [weights, m, v]: [&Tensor; 3]) -> Result<()> {
+    /// Puts back one of the arenas that [`Self::state`] gave, by its place there.
+    pub fn restore(&mut self, which: usize, values: &Tensor) -> Result<()> {
+        self.state()?[which].slice_set(values, 0, 0)?;
         self.weights_loaded();
-        let t = self.training()?;
-        for (to, from) in [(&self.weights, weights), (&t.m, m), (&t.v, v)] {
-            to.slice_set(&from.contiguous()?, 0, 0)?;
-        }
-        if let Some(s) = &mut self.sparse {
-            let rows = v.narrow(0, s.start, s.ever.len() * s.width)?.reshape((s.ever.len(), s.width))?;
+        if let (2, Some(s)) = (which, &mut self.sparse) {
+            let rows = values.narrow(0, s.start, s.ever.len() * s.width)?.reshape((s.ever.len(), s.width))?;
             let touched: Vec<f32> = rows.max(1)?.to_vec1()?;
             s.ever = touched.iter().map(|&x| x != 0.0).collect();
         }
@@ -436,7 +433,7 @@ mod tests {
         p.step(step, 0.0).unwrap();
         let saved: Vec<Tensor> = p.state().unwrap().iter().map(|t| t.copy().unwrap()).collect();
         let mut q = params();
-        q.restore([&saved[0], &saved[1], &saved[2]]).unwrap();
+        saved.iter().enumerate().for_each(|(i, arena)| q.restore(i, arena).unwrap());
         for x in [&mut p, &mut q] {
             x.begin_window().unwrap();
             x.step(AdamWStep { step: 2, ..step }, 0.0).unwrap();

@@ -28,12 +28,20 @@ impl Buffer {
         let tensor = match self.0.take() {
             Some(t) if t.elem_count() >= need => t,
             // A quarter more than asked, so that slightly longer batches to come do not allocate again.
-            _ => Tensor::zeros(need + need / 4, space.dtype, space.device)?,
+            _ => zeros(need + need / 4, space)?,
         };
         let view = tensor.narrow(0, 0, need)?.reshape((rows, cols));
         self.0 = Some(tensor);
         view
     }
+}
+
+/// Zeros that the system gives page by page. candle's own in bf16 are written one by one.
+fn zeros(len: usize, space: Space<'_>) -> Result<Tensor> {
+    if space.dtype == DType::BF16 && space.device.is_cpu() {
+        return Tensor::from_vec(bytemuck::zeroed_vec::<half::bf16>(len), len, space.device);
+    }
+    Tensor::zeros(len, space.dtype, space.device)
 }
 
 #[cfg(test)]

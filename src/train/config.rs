@@ -2,6 +2,7 @@
 
 use crate::data::config::{Invalid, TaskKind};
 use crate::metrics::{self, Family};
+use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
 use crate::ops::gemm::bf16_engine;
 use crate::suggest::did_you_mean;
 use candle_core::DType;
@@ -43,9 +44,11 @@ impl Precision {
     /// The format to compute in on this machine, with a note if that is not the one asked for.
     pub fn here(self) -> (Self, Option<String>) {
         if self == Self::Bf16 && bf16_engine().is_none() {
-            let note =
-                "bf16 is not faster than f32 on this CPU, which has neither AMX nor AVX512-BF16; computing in f32";
-            return (Self::F32, Some(note.into()));
+            let why = match asked_level() {
+                Ok(Some(_)) => format!("{LEVEL_VARIABLE} leaves this CPU no products in bf16"),
+                _ => "this CPU has neither AMX nor AVX512-BF16, so bf16 would be slower than f32".into(),
+            };
+            return (Self::F32, Some(format!("{why}; computing in f32")));
         }
         (self, None)
     }

@@ -6,10 +6,18 @@ use crate::data::Dataset;
 use crate::data::sampler::length_sorted;
 use crate::model::{Model, TrainingPlan};
 
-/// The process's peak of resident memory, in bytes, if it trains `model` on `data` and scores it on
-/// `scored`: what it holds now, and what training will
-/// touch. Data and weights are loaded already; the rest is arithmetic over the largest batch.
-pub fn estimate_peak_rss(model: &Model, data: &Dataset, scored: &[&Dataset], config: &TrainConfig) -> u64 {
+/// What a training will take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The process's peak of resident memory, in bytes.
+    pub peak_rss_bytes: u64,
+    /// How much of it is not held yet.
+    pub growth_bytes: u64,
+}
+
+/// The memory of a process that trains `model` on `data` and scores it on `scored`: what it holds now, and what training
+/// will touch. Data and weights are loaded already; the rest is arithmetic over the largest batch.
+pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], config: &TrainConfig) -> Estimate {
     let eval_tokens = scored.iter().map(|data| {
         let lengths = data.tokens.lengths();
         // Longest first.
@@ -25,7 +33,8 @@ pub fn estimate_peak_rss(model: &Model, data: &Dataset, scored: &[&Dataset], con
         weight_decay: config.weight_decay,
         recompute: config.gradient_checkpointing,
     };
-    (rss_bytes() + model.training_bytes(&plan) as u64).max(peak_rss_bytes())
+    let growth_bytes = model.training_bytes(&plan) as u64;
+    Estimate { peak_rss_bytes: (rss_bytes() + growth_bytes).max(peak_rss_bytes()), growth_bytes }
 }
 
 /// Epochs whose batches are looked at for the largest: more find hardly a larger one and cost time at the start.
@@ -85,10 +94,14 @@ fn rss_bytes() -> u64 {
     resident().unwrap_or_else(peak_rss_bytes)
 }
 
-/// Memory that can still be had without swapping, in bytes, where the system says.
+/// Memory that can still be had without swapping, in bytes, where the system says: the machine's, or less in a container
+/// with a limit of its own.
 pub fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
-    Some(kib * 1024)
+    let number = |file: &str| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok();
+    let limit = number("/sys/fs/cgroup/memory.max"); // "max" is no number and no limit
+    let left = limit.zip(number("/sys/fs/cgroup/memory.current")).map(|(max, used)| max.saturating_sub(used));
+    Some((kib * 1024).min(left.unwrap_or(u64::MAX)))
 }

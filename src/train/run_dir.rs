@@ -274,17 +274,18 @@ fn load_arenas(model: &mut Model, path: &Path) -> Result<()> {
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
     let damaged = |e: String| Error::in_file(path, format!("is not a whole checkpoint ({e}); remove its directory"));
     let tensors = SafeTensors::deserialize(&map).map_err(|e| damaged(e.to_string()))?;
-    let mut arenas = vec![];
-    for name in ARENAS {
+    for (i, name) in ARENAS.into_iter().enumerate() {
         let view = tensors.tensor(name).map_err(|e| damaged(e.to_string()))?;
         if view.dtype() != Dtype::F32 || view.shape() != [model.params.arena_len()] {
             return Err(damaged(format!("{name} has another size")));
         }
+        // One at a time: copies of all three would be the run's peak of memory.
         let values: Vec<f32> =
             view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        arenas.push(candle_core::Tensor::from_vec(values, model.params.arena_len(), model.params.device())?);
+        let arena = candle_core::Tensor::from_vec(values, model.params.arena_len(), model.params.device())?;
+        model.params.restore(i, &arena)?;
     }
-    Ok(model.params.restore([&arenas[0], &arenas[1], &arenas[2]])?)
+    Ok(())
 }
 
 /// `events.jsonl`: each event with the time it was written, in seconds since 1970.

@@ -6,6 +6,7 @@
 use super::pack::{DEPTH, PANEL};
 use half::bf16;
 use std::arch::asm;
+use std::marker::PhantomData;
 
 /// Rows of a full tile product.
 pub const ROWS: usize = 32;
@@ -15,7 +16,8 @@ const TILE_ROWS: usize = 16;
 const TILE_BYTES: usize = 64;
 
 /// The tile configuration of this thread, dropped with it: while tiles are configured, every context switch saves 8 KiB.
-pub struct Session(());
+/// Bound to the thread it was started on.
+pub struct Session(PhantomData<*mut ()>);
 
 /// `ldtilecfg`'s memory operand, palette 1: all eight tiles 16 rows of 64 bytes.
 #[repr(C, align(64))]
@@ -29,7 +31,8 @@ struct Config {
 
 impl Session {
     /// # Safety
-    /// The machine has AMX and the process has leave to use it.
+    /// The machine has AMX and the process has leave to use it; this thread has no other session, whose configuration the
+    /// end of this one would drop.
     pub unsafe fn start() -> Self {
         let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         config.row_bytes[..8].fill(TILE_BYTES as u16);
@@ -44,7 +47,7 @@ impl Session {
                 options(nostack, readonly, preserves_flags)
             );
         }
-        Self(())
+        Self(PhantomData)
     }
 
     /// `c[ROWS, PANEL] = a[ROWS, k] · b[k, PANEL]`; `k` is a multiple of [`DEPTH`] and not 0.

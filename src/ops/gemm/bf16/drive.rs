@@ -92,8 +92,10 @@ unsafe fn run_padded(engine: Engine, product: Product<'_>, out: Out<'_>) {
                         cols: PANEL.min(n - p * PANEL),
                     };
                     // SAFETY: the tile lies inside both operands; its place in `out` is this task's alone.
-                    unsafe { tiles.compute(&product, at, depth, pass.min(k - depth), p) };
-                    finish(&tiles.sums.0[..at.rows * PANEL], at, out);
+                    unsafe {
+                        tiles.compute(&product, at, depth, pass.min(k - depth), p);
+                        finish(&tiles.sums.0[..at.rows * PANEL], at, out);
+                    }
                 }
             }
         }

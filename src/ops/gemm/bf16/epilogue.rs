@@ -44,16 +44,32 @@ impl Place {
         // SAFETY: by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(at.add((self.row + r) * stride + self.col), self.cols) }
     }
+
+    /// Row `r` of the tile in a matrix that is only read.
+    ///
+    /// # Safety
+    /// The matrix spans the place, and nobody writes these values.
+    #[inline(always)]
+    unsafe fn row<'a, T>(&self, (at, stride): (*const T, usize), r: usize) -> &'a [T] {
+        // SAFETY: by the caller's promise.
+        unsafe { std::slice::from_raw_parts(at.add((self.row + r) * stride + self.col), self.cols) }
+    }
+}
+
+/// Finishes one tile, whose rows are [`PANEL`] apart in `tile`.
+///
+/// # Safety
+/// The views of `out` span `at`, and no other thread is at the same place.
+pub unsafe fn finish(tile: &[f32], at: Place, out: Out<'_>) {
+    finish_rows(tile, at, out);
 }
 
 simd! {
-    /// Finishes one tile, whose rows are [`PANEL`] apart in `tile`.
-    ///
-    /// The views of `out` must span `at`, and no other thread may be at the same place.
-    pub fn finish(tile: &[f32], at: Place, out: Out<'_>) {
+    /// The body of [`finish`], which alone may call it.
+    fn finish_rows(tile: &[f32], at: Place, out: Out<'_>) {
         for (r, sums) in tile.chunks_exact(PANEL).take(at.rows).enumerate() {
             let sums = &sums[..at.cols];
-            // SAFETY: by the contract above.
+            // SAFETY: by the contract of `finish`.
             unsafe {
                 match out {
                     Out::Sum { c, add } => sum_row(at.row_mut(c, r), sums, add),
@@ -64,8 +80,7 @@ simd! {
                         act_row::<FMA>(at.row_mut(u, r), at.row_mut(g, r), sums, &bias[at.col..][..at.cols], act)
                     }
                     Out::Slope { du, u, act } => {
-                        let u = at.row_mut((u.0.cast_mut(), u.1), r);
-                        slope_row::<FMA>(at.row_mut(du, r), u, sums, act)
+                        slope_row::<FMA>(at.row_mut(du, r), at.row(u, r), sums, act)
                     }
                 }
             }

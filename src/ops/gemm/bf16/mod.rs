@@ -166,7 +166,7 @@ impl Kernel for Packed {
             && a.cols == k
             && b.rows * b.cols == pack::packed_len(k, n)
             && match self.form {
-                Form::Plain { add } => third == (1, n) || rest.is_empty() && (dst.len() == 1 || add),
+                Form::Plain { .. } => dst.len() == 1 && (third == (1, n) || rest.is_empty()),
                 Form::Act(_) => third == (1, n) && dst.len() == 2,
                 Form::Slope(_) => third == (m, n) && dst.len() == 1,
             };
