@@ -10,7 +10,7 @@ use crate::nn::params::{Init, Layout, Params};
 use crate::nn::transformer::{
     Activations, Layer, LayerNames, LayerShape, Pass, Scratch, Selection, activation_len, scratch_len,
 };
-use crate::nn::workspace::Buffer;
+use crate::nn::workspace::{Buffer, SLACK};
 use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape, embed, embed_backward};
 use crate::rng::PassKey;
 use candle_core::{DType, Device, Tensor};
@@ -184,7 +184,8 @@ impl Encoder {
         let outputs = (n + 1) * shape.hidden * tokens + shape.hidden * queries;
         // bf16 weight gradients pack both of their operands.
         let packed = if dtype == DType::BF16 { (shape.hidden + shape.inner) * tokens } else { 0 };
-        dtype.size_in_bytes() * (kept + outputs + scratch_len(shape, tokens) + packed)
+        let values = kept + outputs + scratch_len(shape, tokens) + packed;
+        dtype.size_in_bytes() * (values + values / SLACK)
     }
 
     /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens`.

@@ -16,6 +16,9 @@ impl<'a> Space<'a> {
     }
 }
 
+/// One part in this is allocated beyond what is asked, so that slightly longer batches to come do not allocate again.
+pub const SLACK: usize = 16;
+
 /// A tensor that grows to the largest view asked of it. Fresh memory is zeroed by the system page by page, so what is
 /// reserved and never used costs nothing. All views of one buffer have one format.
 #[derive(Debug, Default)]
@@ -27,8 +30,7 @@ impl Buffer {
         let need = rows * cols;
         let tensor = match self.0.take() {
             Some(t) if t.elem_count() >= need => t,
-            // A quarter more than asked, so that slightly longer batches to come do not allocate again.
-            _ => zeros(need + need / 4, space)?,
+            _ => zeros(need + need / SLACK, space)?,
         };
         let view = tensor.narrow(0, 0, need)?.reshape((rows, cols));
         self.0 = Some(tensor);

@@ -33,9 +33,12 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
         weight_decay: config.weight_decay,
         recompute: config.gradient_checkpointing,
     };
-    let growth_bytes = model.training_bytes(&plan) as u64;
+    let growth_bytes = model.training_bytes(&plan) as u64 + SCRATCH_BYTES * rayon::current_num_threads() as u64;
     Estimate { peak_rss_bytes: (rss_bytes() + growth_bytes).max(peak_rss_bytes()), growth_bytes }
 }
+
+/// What a thread's packing of operands and attention scratch were seen to take.
+const SCRATCH_BYTES: u64 = 8 << 20;
 
 /// Epochs whose batches are looked at for the largest: more find hardly a larger one and cost time at the start.
 const EPOCHS: u64 = 5;
