@@ -21,15 +21,17 @@ import sys
 import tempfile
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# With --compile the first steps compile, for a fixed and then for a variable length of rows. They are run in addition
+# to --max-steps and left out of steps, seconds and rates.
+COMPILE_STEPS = 5
 
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_settings(p)
     p.add_argument("--pad-to-max", action="store_true", help="pad every row to max-length, not to its batch's longest")
-    p.add_argument("--compile", action="store_true", help="torch.compile the model")
-    p.add_argument("--skip-steps", type=int, default=0,
-                   help="leave the first steps out of seconds and rates (torch.compile compiles in them)")
+    p.add_argument("--compile", action="store_true",
+                   help=f"torch.compile the model; leaves out {COMPILE_STEPS} steps and the scores of training")
     return p.parse_args()
 
 
@@ -101,7 +103,7 @@ def main():
         samples = tokens = 0
 
         def training_step(self, model, inputs, *rest):
-            if self.state.global_step >= a.skip_steps:
+            if self.state.global_step >= unmeasured:
                 self.begin = self.begin or time.perf_counter()
                 self.samples += len(inputs["labels"])
                 self.tokens += int(inputs["attention_mask"].sum())
@@ -117,37 +119,40 @@ def main():
             self.first = self.first or self.last
 
     clock = Clock()
+    unmeasured = COMPILE_STEPS if a.compile else 0
     with tempfile.TemporaryDirectory() as scratch:
         trainer = Counting(
             model,
             TrainingArguments(
                 scratch, per_device_train_batch_size=a.batch_size, per_device_eval_batch_size=a.batch_size,
-                num_train_epochs=a.epochs, max_steps=a.max_steps, learning_rate=a.learning_rate,
-                weight_decay=a.weight_decay, warmup_ratio=a.warmup_ratio, group_by_length=a.group_by_length,
-                seed=a.seed, use_cpu=a.device == "cpu", bf16=a.precision == "bf16", torch_compile=a.compile,
-                save_strategy="no", report_to=[], logging_steps=50, disable_tqdm=True),
+                num_train_epochs=a.epochs, max_steps=a.max_steps + unmeasured if a.max_steps > 0 else -1,
+                learning_rate=a.learning_rate, weight_decay=a.weight_decay, warmup_ratio=a.warmup_ratio,
+                group_by_length=a.group_by_length, seed=a.seed, use_cpu=a.device == "cpu",
+                bf16=a.precision == "bf16", torch_compile=a.compile, save_strategy="no", report_to=[],
+                logging_steps=50, disable_tqdm=True),
             train_dataset=encode(train) if train else None, data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[clock])
         sys.stdout, stdout = sys.stderr, sys.stdout  # the Trainer's own log lines
         if not a.eval_only:
             trainer.train()
-        dev = encode(dev)
-        if a.eval_only and a.skip_steps:
-            trainer.predict(dev[:a.skip_steps * a.batch_size])
-        predicting = time.perf_counter()
-        output = trainer.predict(dev)
-        seconds = time.perf_counter() - predicting
+        dev, metrics = encode(dev), {}
+        if a.eval_only and a.compile:
+            trainer.predict(dev)
+        if a.eval_only or not a.compile:  # else it would compile once more, for scores that the uncompiled run has
+            predicting = time.perf_counter()
+            output = trainer.predict(dev)
+            seconds = time.perf_counter() - predicting
+            metrics = scores(np.asarray(output.predictions), np.asarray(output.label_ids), regression)
         sys.stdout = stdout
-    metrics = scores(np.asarray(output.predictions), np.asarray(output.label_ids), regression)
     if a.eval_only:
         done = dict(event="eval", samples=len(dev), seconds=seconds, samples_per_second=len(dev) / seconds,
                     metrics=metrics)
     else:
         seconds = clock.last - trainer.begin
         done = dict(
-            event="done", steps=trainer.state.global_step, epochs=trainer.state.epoch, train_seconds=seconds,
-            samples_per_second=trainer.samples / seconds, tokens_per_second=trainer.tokens / seconds,
-            first_step_seconds=clock.first - STARTED,
+            event="done", steps=trainer.state.global_step - unmeasured, epochs=trainer.state.epoch,
+            train_seconds=seconds, samples_per_second=trainer.samples / seconds,
+            tokens_per_second=trainer.tokens / seconds, first_step_seconds=clock.first - STARTED,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, metrics={"eval": metrics})
     print(json.dumps(done))
 

@@ -23,9 +23,6 @@ sys.dont_write_bytecode = True
 from hf_ref import add_settings
 
 HERE = Path(__file__).resolve().parent
-# torch.compile compiles in its first steps, once for a fixed and once for a variable length of rows: its rates begin
-# behind them.
-COMPILE_STEPS = 5
 
 
 def parser(about=__doc__):
@@ -46,13 +43,11 @@ def add_measuring(p):
 
 def reference_command(a, compiled=False):
     command = [a.python, str(HERE / "hf_ref.py"), a.model, *([] if a.eval_only else [a.train]), a.eval]
-    keys = ["kind", "text", "text_pair", "label", "epochs", "batch_size", "max_length", "learning_rate", "weight_decay",
-            "warmup_ratio", "precision", "device", "threads", "seed"]
+    keys = ["kind", "text", "text_pair", "label", "epochs", "max_steps", "batch_size", "max_length", "learning_rate",
+            "weight_decay", "warmup_ratio", "precision", "device", "threads", "seed"]
     command += [f"--{key.replace('_', '-')}={getattr(a, key)}" for key in keys if getattr(a, key) is not None]
-    if a.max_steps > 0:
-        command.append(f"--max-steps={a.max_steps + COMPILE_STEPS * compiled}")
-    command += ["--compile", f"--skip-steps={COMPILE_STEPS}"] * compiled
-    return command + ["--group-by-length"] * a.group_by_length + ["--eval-only"] * a.eval_only
+    flags = {"--group-by-length": a.group_by_length, "--eval-only": a.eval_only, "--compile": compiled}
+    return command + [flag for flag, given in flags.items() if given]
 
 
 def bertft_command(a, output):
@@ -95,7 +90,10 @@ def measure(name, command):
         if child.returncode != 0 or not lines:
             sys.exit(f"{name} failed with {child.returncode}: {' '.join(command)}\n" + "\n".join(lines[-3:]) +
                      err.read())
-    done = json.loads(lines[-1])
+    *events, done = map(json.loads, lines)
+    for event in events:
+        if event["event"] == "warning":  # such as: no bf16 on this machine
+            print(f"{name}: {event['message']}", file=sys.stderr)
     if done.get("event") not in ("done", "eval"):
         sys.exit(f"{name}: the last line is no `done` or `eval` event: {lines[-1]}")
     if done["event"] == "eval":

@@ -9,6 +9,7 @@ MODEL_DIR holds all-MiniLM-L6-v2, DATA_DIR sst2/{train,test}.jsonl and mrpc/{tra
 they come from. With --json each run is kept, so that parts can be measured one by one and printed as one table.
 """
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -36,7 +37,8 @@ class Workload(NamedTuple):
 WORKLOADS = {
     "sst2": Workload("MiniLM-L6, SST-2", "minilm", "sst2", "few", 40),
     # Both sides sort 50 batches at a time, longest first: 50 steps see all lengths.
-    "grouped": Workload("the same, both sides grouped by length", "minilm", "sst2", "few", 50, ["--group-by-length"]),
+    "grouped": Workload("MiniLM-L6, SST-2, both sides grouped by length", "minilm", "sst2", "few", 50,
+                        ["--group-by-length"]),
     "mrpc": Workload("MiniLM-L6, MRPC (pairs)", "minilm", "mrpc", "few pairs", 40, ["--text-pair=text_pair"]),
     "full": Workload("MiniLM-L6, all rows 128 tokens", "minilm", "full", "few", 40),
     "base": Workload("BERT-base shape, SST-2", "base", "sst2", "few", 8),
@@ -118,7 +120,7 @@ def full_rows(source, target, rows=2000, words=128):
 
 
 def setting(a):
-    """What the figures depend on, in words: the machine and the versions."""
+    """What the figures depend on, in words: the machine and the versions, bertft's to the byte."""
     ask = lambda *command: subprocess.run(command, check=True, capture_output=True, text=True).stdout
     info = json.loads(ask(a.bertft, "info", "--json"))
     cpu = platform.processor() or platform.machine()
@@ -126,10 +128,12 @@ def setting(a):
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].partition(":")[2].strip() if names else cpu
     features = [name if there else f"no {name}" for name, there in info["cpu_features"].items()]
+    build = hashlib.sha256(Path(a.bertft).read_bytes()).hexdigest()[:8]
     versions = ask(a.python, "-c", "from importlib.metadata import version as v\n"
                    "print(f'transformers {v(\"transformers\")}, PyTorch {v(\"torch\")}')").strip()
     return (f"{a.threads} threads on {os.cpu_count()} cores of {cpu} ({', '.join(features)}; bertft's kernels: "
-            f"{info['kernels']}); bertft {info['version']}, {versions}")
+            f"{info['kernels']}, bf16 by {info.get('bf16_products')}); bertft {info['version']} (sha256 {build}…), "
+            f"{versions}")
 
 
 def measure(a):
@@ -148,7 +152,7 @@ def measure(a):
 
 
 def show(lines):
-    """One table for each setting: figures of different machines or versions do not mix."""
+    """One table for each setting: figures of different machines or builds do not mix."""
     for where in dict.fromkeys(line["setting"] for line in lines):
         by_turn = {}
         for line in (line for line in lines if line["setting"] == where):
@@ -161,7 +165,7 @@ def show(lines):
         print(f"{where}.\n")
         titles = ["workload", "precision", "runs × steps", "bertft", "transformers", "ratio (range)",
                   *(["with torch.compile", "ratio (range)"] if compiled else []),
-                  "first step, s (ratio)", "peak memory, MB (ratio)"]
+                  "first step, s: both (ratio)", "peak memory, MB: both (ratio)"]
         print("|", " | ".join(titles), "|")
         print("|", " | ".join("---" for _ in titles), "|")
         order = lambda cell: (PRECISIONS.index(cell[0]), list(WORKLOADS).index(cell[1]), cell[2] or 0)
