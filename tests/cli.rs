@@ -264,8 +264,18 @@ fn a_resumed_run_is_the_uninterrupted_one() {
 #[cfg(unix)]
 #[test]
 fn a_reader_that_goes_away_does_not_stop_training() {
+    use std::os::unix::process::CommandExt;
     let w = Workplace::new();
-    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("bertft"))
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("bertft"));
+    // A shell that runs the tests in the background has them ignore the signal, and `bertft` would respect that.
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        })
+    };
+    let mut child = command
         .current_dir(w.0.path())
         .args(["train", "--config", "cls.toml", "--json"])
         .stdout(std::process::Stdio::piped())
@@ -279,8 +289,18 @@ fn a_reader_that_goes_away_does_not_stop_training() {
 #[cfg(unix)]
 #[test]
 fn an_interrupt_saves_a_checkpoint_and_exits_with_4() {
+    use std::os::unix::process::CommandExt;
     let w = Workplace::new();
-    let mut child = std::process::Command::new(assert_cmd::cargo::cargo_bin("bertft"))
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("bertft"));
+    // A shell that runs the tests in the background has them ignore the signal, and `bertft` would respect that.
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGINT, libc::SIG_DFL);
+            Ok(())
+        })
+    };
+    let mut child = command
         .current_dir(w.0.path())
         .args([
             "train",
