@@ -21,7 +21,7 @@ pub struct Session(PhantomData<*mut ()>);
 
 /// `ldtilecfg`'s memory operand, palette 1: all eight tiles 16 rows of 64 bytes.
 #[repr(C, align(64))]
-struct Config {
+struct TileShapes {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -34,14 +34,14 @@ impl Session {
     /// The machine has AMX and the process has leave to use it; this thread has no other session, whose configuration the
     /// end of this one would drop.
     pub unsafe fn start() -> Self {
-        let mut config = Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        config.row_bytes[..8].fill(TILE_BYTES as u16);
-        config.rows[..8].fill(TILE_ROWS as u8);
-        // SAFETY: `config` is a valid 64-byte configuration.
+        let mut shapes = TileShapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        shapes.row_bytes[..8].fill(TILE_BYTES as u16);
+        shapes.rows[..8].fill(TILE_ROWS as u8);
+        // SAFETY: `shapes` is a valid 64-byte configuration.
         unsafe {
             asm!(
-                "ldtilecfg [{config}]",
-                config = in(reg) &config,
+                "ldtilecfg [{shapes}]",
+                shapes = in(reg) &shapes,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, readonly, preserves_flags)
