@@ -1,6 +1,7 @@
 //! What the CPU bodies share: the instruction set found at run time, loops over rows on all threads, and the vector maths
 //! (exp, erf, sums) written so that LLVM turns it into full-width vector code.
 
+use super::pool::for_each;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -316,13 +317,7 @@ pub fn for_chunks(n: usize, grain: usize, f: impl Fn(usize, Range<usize>) + Sync
         }
         return;
     }
-    let f = &f;
-    rayon::scope(|scope| {
-        for c in 1..chunks {
-            scope.spawn(move |_| f(c, chunk(n, chunks, c)));
-        }
-        f(0, chunk(n, chunks, 0));
-    });
+    for_each(chunks, |c| f(c, chunk(n, chunks, c)));
 }
 
 /// How many chunks [`for_chunks`] makes.

@@ -13,6 +13,7 @@ pub mod embedding;
 pub mod gelu;
 pub mod gemm;
 pub mod layer_norm;
+pub mod pool;
 pub mod real;
 pub mod rows;
 

@@ -2,9 +2,9 @@
 //! both moments on all threads.
 
 use crate::ops::cpu::{Shared, lane_sum, madd, simd};
+use crate::ops::pool::for_each;
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
-use rayon::prelude::*;
 use std::ops::Range;
 
 /// One step's scalars, as `torch.optim.AdamW` names them.
@@ -46,12 +46,23 @@ pub fn sum_squares(grads: &Tensor, ranges: &[Range<usize>]) -> Result<f64> {
     let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("sum_squares: f32 on the CPU only") };
     let values = &values[layout.start_offset()..][..layout.shape().elem_count()];
     let blocks: Vec<Range<usize>> = ranges.iter().cloned().flat_map(blocks).collect();
-    let sums: Vec<f64> = blocks.into_par_iter().with_min_len(16).map(|b| block_squares(&values[b]) as f64).collect();
+    let mut sums = vec![0f64; blocks.len()];
+    let shared = Shared::new(&mut sums);
+    for_each(blocks.len().div_ceil(TASK), |task| {
+        let mine = task * TASK..blocks.len().min((task + 1) * TASK);
+        // SAFETY: tasks are disjoint.
+        let sums = unsafe { shared.range(mine.clone()) };
+        for (sum, block) in sums.iter_mut().zip(&blocks[mine]) {
+            *sum = block_squares(&values[block.clone()]) as f64;
+        }
+    });
     Ok(sums.iter().sum())
 }
 
 /// Elements a block; small enough that an f32 partial sum keeps its digits and that blocks spread over threads.
 const BLOCK: usize = 4096;
+/// Blocks a task.
+const TASK: usize = 16;
 
 fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     range.clone().step_by(BLOCK).map(move |at| at..(at + BLOCK).min(range.end))
@@ -103,10 +114,12 @@ impl Kernel for AdamW<'_> {
             .flat_map(|s| blocks(s.range.clone()).map(|b| (b, (1.0 - self.step.learning_rate * s.weight_decay) as f32)))
             .collect();
         let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
-        work.into_par_iter().with_min_len(16).for_each(|(range, keep)| {
-            // SAFETY: segments are disjoint (checked above) and blocks cut them without overlap.
-            let (w, m, v) = unsafe { (w.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
-            update(w, m, v, &g[range], scalars, keep);
+        for_each(work.len().div_ceil(TASK), |task| {
+            for (range, keep) in work.iter().skip(task * TASK).take(TASK) {
+                // SAFETY: segments are disjoint (checked above) and blocks cut them without overlap.
+                let (w, m, v) = unsafe { (w.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
+                update(w, m, v, &g[range.clone()], scalars, *keep);
+            }
         });
         Ok(())
     }

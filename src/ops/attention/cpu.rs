@@ -6,8 +6,8 @@
 use super::AttentionSpec;
 use crate::ops::cpu::{LANES, exp, fold, in_memory, lane_sum, madd, simd, transpose16};
 use crate::ops::dropout::Dropout;
+use crate::ops::pool::for_each;
 use crate::ops::real::Real;
-use rayon::prelude::*;
 use std::cell::RefCell;
 
 /// Queries a block.
@@ -110,7 +110,7 @@ fn for_pairs(
     thread_local!(static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
     let d = hidden / spec.heads;
     let rows = spec.cu_keys.len() - 1;
-    (0..rows * spec.heads).into_par_iter().for_each(|i| {
+    for_each(rows * spec.heads, |i| {
         let (row, head) = (i / spec.heads, i % spec.heads);
         let (q0, k0) = (spec.cu_queries[row] as usize, spec.cu_keys[row] as usize);
         let (queries, keys) = (spec.cu_queries[row + 1] as usize - q0, spec.cu_keys[row + 1] as usize - k0);

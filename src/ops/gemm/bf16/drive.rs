@@ -7,8 +7,8 @@
 use super::Engine;
 use super::epilogue::{Out, Place, finish};
 use super::pack::{PANEL, padded_depth, row_stride};
+use crate::ops::pool::for_each;
 use half::bf16;
-use rayon::prelude::*;
 use std::cell::Cell;
 
 /// Rows of a task: whole tiles of both engines.
@@ -74,7 +74,7 @@ unsafe fn run_padded(engine: Engine, product: Product<'_>, out: Out<'_>) {
     let group = if blocks * panels.div_ceil(GROUP) >= enough { GROUP } else { 1 };
     let groups = panels.div_ceil(group);
     let pass = if matches!(out, Out::Sum { .. }) { PASS_DEPTH } else { k };
-    (0..blocks * groups).into_par_iter().for_each(|task| {
+    for_each(blocks * groups, |task| {
         let (block, first) = (task / groups, task % groups * group);
         let rows = block * BLOCK_ROWS..m.min((block + 1) * BLOCK_ROWS);
         let mut tiles = Tiles::start(engine);
