@@ -7,9 +7,7 @@ use crate::common::peaks::Work;
 use crate::{Row, Table};
 use bertft::Result;
 use bertft::ops::gelu::Activation;
-use bertft::ops::gemm::{
-    PackedWeight, Weight, linear, linear_act, linear_act_backward, linear_input_grad, linear_weight_grad,
-};
+use bertft::ops::gemm::{Weight, linear, linear_act, linear_act_backward, linear_input_grad, linear_weight_grad};
 use candle_core::{DType, Device, Result as Candle, Tensor};
 use std::hint::black_box;
 
@@ -36,9 +34,9 @@ impl Layer {
         let weight = if dtype == DType::F32 {
             Weight::F32(master.clone())
         } else {
-            let packed = PackedWeight::new(out, inp, true, &Device::Cpu)?;
+            let packed = Weight::room(out, inp, dtype, true, &Device::Cpu)?;
             packed.pack(&master)?;
-            Weight::Bf16(packed)
+            packed
         };
         let (x, dy) = (x32.to_dtype(dtype)?, dy32.to_dtype(dtype)?);
         let bias = Tensor::zeros(out, DType::F32, &Device::Cpu)?;
@@ -141,7 +139,7 @@ fn packing(table: &Table, out: usize, inp: usize) -> Result<()> {
     use half::bf16;
     let master = matrix(out, inp, DType::F32, 3)?;
     let weight: Vec<f32> = master.flatten_all()?.to_vec1()?;
-    let packed = PackedWeight::new(out, inp, true, &Device::Cpu)?;
+    let packed = Weight::room(out, inp, DType::BF16, true, &Device::Cpu)?;
     let (read, written) = (4 * out * inp, 4 * out * inp);
     let work = Work::Bytes { read, written, span: read + written };
     let row = Row { op: "pack_weight", shape: format!("[{out}, {inp}]"), dtype: DType::BF16, work };

@@ -5,7 +5,7 @@
 
 use super::workspace::Space;
 use crate::ops::adamw::{self, AdamWStep, Segment};
-use crate::ops::gemm::{PackedWeight, Weight};
+use crate::ops::gemm::Weight;
 use crate::ops::rows::zero_ranges;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::{Cell, RefCell};
@@ -117,7 +117,7 @@ struct Training {
     v: Tensor,
 }
 
-/// bf16 copies of the weights that products read, made when first asked for after a change of the weights.
+/// Packed copies of the weights that products read, made when first asked for after a change of the weights.
 #[derive(Debug, Default)]
 struct Copies {
     /// Counts the changes of all weights, frozen ones too.
@@ -125,7 +125,7 @@ struct Copies {
     /// Counts the optimizer's steps.
     steps: Cell<u64>,
     /// By place and shape in the arena, with the version of each.
-    packed: RefCell<HashMap<Place, ([u64; 2], PackedWeight)>>,
+    packed: RefCell<HashMap<Place, ([u64; 2], Weight)>>,
 }
 
 /// A matrix in the arena: offset, rows, columns.
@@ -228,7 +228,7 @@ impl Params {
         view(&self.weights, offset, shape)
     }
 
-    /// Bytes that training will touch beyond the weights: gradients, moments, and the bf16 copies. Fresh arenas cost nothing
+    /// Bytes that training will touch beyond the weights: gradients, moments, and packed copies. Fresh arenas cost nothing
     /// until they are written, and then whole pages: of the sparse table those with a row in `touched` (ascending) count,
     /// unless weight decay moves all rows.
     pub fn training_bytes(&self, touched: &[u32], page_bytes: usize, weight_decay: f64) -> usize {
@@ -242,14 +242,14 @@ impl Params {
         let grads: usize = self.trained().map(|s| sparse(s).map_or(bytes(s), pages_of)).sum();
         let moments: usize = if weight_decay > 0.0 { self.trained().map(bytes).sum() } else { grads };
         let matrices = self.specs.iter().filter(|s| s.shape.len() == 2 && sparse(s).is_none());
-        let copies: usize = matrices.map(|s| PackedWeight::bytes(s.shape[0], s.shape[1], true)).sum();
-        grads + 2 * moments + if self.dtype == DType::BF16 { copies } else { 0 }
+        let copies: usize = matrices.map(|s| Weight::copied_bytes(s.shape[0], s.shape[1], self.dtype, true)).sum();
+        grads + 2 * moments + copies
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
     pub fn linear(&self, offset: usize, out: usize, inp: usize) -> Result<Weight> {
-        let master = self.weight(offset, &[out, inp])?;
-        if self.dtype == DType::F32 {
+        let (master, training) = (self.weight(offset, &[out, inp])?, self.training.is_some());
+        if !Weight::has_copies(self.dtype, training) {
             return Ok(Weight::F32(master));
         }
         let steps = if self.trains(offset..offset + out * inp) { self.copies.steps.get() } else { 0 };
@@ -257,14 +257,14 @@ impl Params {
         let fresh = match packed.remove(&(offset, out, inp)) {
             Some((at, copy)) if at == version => copy,
             old => {
-                let room = || PackedWeight::new(out, inp, self.training.is_some(), self.device());
+                let room = || Weight::room(out, inp, self.dtype, training, self.device());
                 let copy = old.map_or_else(room, |(_, copy)| Ok(copy))?;
                 copy.pack(&master)?;
                 copy
             }
         };
         packed.insert((offset, out, inp), (version, fresh.clone()));
-        Ok(Weight::Bf16(fresh))
+        Ok(fresh)
     }
 
     /// To be called whenever weights come from outside.

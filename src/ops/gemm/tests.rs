@@ -1,6 +1,8 @@
 //! The products against f64, on odd shapes and views.
 
 use super::*;
+use crate::ops::bias::add_bias;
+use crate::ops::gelu::{bias_act, bias_act_backward};
 use crate::ops::testing::{bf16, close, flat, matrix, vector, zeros};
 use candle_core::Device;
 use half::bf16 as Bf16;
@@ -15,29 +17,82 @@ fn reference(c: &Tensor, a: &Tensor, b: &Tensor) -> Vec<f64> {
 
 #[test]
 fn all_three_f32_forms_on_odd_shapes_and_views() {
-    for (t, i, o) in [(1, 1, 1), (3, 5, 7), (33, 48, 17), (130, 96, 65)] {
+    // Of f32 sums over so many terms below 1.
+    let bound = |depth: usize| 2e-7 * (depth as f64).max(50.0);
+    for (t, i, o) in SHAPES {
         let (x, master, dy) = (matrix(t, i, 1), matrix(o, i, 2), matrix(t, o, 3));
         let w = Weight::F32(master.clone());
-        let y = matrix(t, o, 9);
-        linear(&y, &x, &w, None).unwrap();
-        close(&flat(&y), &reference(&zeros(t, o), &x, &master.t().unwrap()), 1e-5, "y");
+        let (y, bias) = (matrix(t, o, 9), vector(o, 7));
+        let want = reference(&zeros(t, o), &x, &master.t().unwrap());
+        for w in f32_weights(&master) {
+            linear(&y, &x, &w, None).unwrap();
+            close(&flat(&y), &want, bound(i), "y");
+            let plain = y.copy().unwrap();
+            linear(&y, &x, &w, Some(&bias)).unwrap();
+            add_bias(&plain, &bias).unwrap();
+            assert_eq!(flat(&y), flat(&plain), "y with bias");
+        }
         for accumulate in [false, true] {
             let dx = matrix(t, i, 4);
             let start = if accumulate { dx.copy().unwrap() } else { zeros(t, i) };
             linear_input_grad(&dx, &dy, &w, accumulate).unwrap();
-            close(&flat(&dx), &reference(&start, &dy, &master), 1e-5, "dx");
+            close(&flat(&dx), &reference(&start, &dy, &master), bound(o), "dx");
             let dw = matrix(o, i, 5);
             let start = if accumulate { dw.copy().unwrap() } else { zeros(o, i) };
             linear_weight_grad(&dw, &dy, &x, accumulate).unwrap();
-            close(&flat(&dw), &reference(&start, &dy.t().unwrap(), &x), 1e-5, "dw");
+            close(&flat(&dw), &reference(&start, &dy.t().unwrap(), &x), bound(t), "dw");
         }
         // A strided destination: only its columns change.
         let wide = matrix(t, o + 3, 6);
         let before = flat(&wide.narrow(1, 0, 3).unwrap());
         linear(&wide.narrow(1, 3, o).unwrap(), &x, &w, None).unwrap();
-        close(&flat(&wide.narrow(1, 3, o).unwrap()), &reference(&zeros(t, o), &x, &master.t().unwrap()), 1e-5, "view");
+        close(
+            &flat(&wide.narrow(1, 3, o).unwrap()),
+            &reference(&zeros(t, o), &x, &master.t().unwrap()),
+            bound(i),
+            "view",
+        );
         assert_eq!(flat(&wide.narrow(1, 0, 3).unwrap()), before);
     }
+}
+
+/// The master, and its packed copy where the machine has our kernel.
+fn f32_weights(master: &Tensor) -> Vec<Weight> {
+    let mut weights = vec![Weight::F32(master.clone())];
+    if Weight::has_copies(DType::F32, false) {
+        weights.push(packed(master, DType::F32));
+    }
+    weights
+}
+
+#[test]
+fn f32_products_with_activations_are_their_steps() {
+    for (t, i, o) in SHAPES {
+        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            let (x, master, bias) = (matrix(t, i, 1), matrix(o, i, 2), vector(o, 7));
+            for w in f32_weights(&master) {
+                let (u, g) = (matrix(t, o, 8), matrix(t, o, 9));
+                linear_act(&u, &g, &x, &w, &bias, act).unwrap();
+                let (u_steps, g_steps) = (zeros(t, o), zeros(t, o));
+                linear(&u_steps, &x, &w, None).unwrap();
+                bias_act(&u_steps, &g_steps, &bias, act).unwrap();
+                assert_eq!(flat(&u), flat(&u_steps));
+                close(&flat(&g), &f64s(&g_steps), 1e-6, "g");
+            }
+            let (w, dy, below) = (Weight::F32(master), matrix(t, o, 3), matrix(t, i, 4));
+            let (du, db) = (matrix(t, i, 8), vector(i, 5));
+            linear_act_backward(&du, &db, &dy, &w, &below, act, true).unwrap();
+            let (du_steps, db_steps) = (zeros(t, i), vector(i, 5));
+            linear_input_grad(&du_steps, &dy, &w, false).unwrap();
+            bias_act_backward(&du_steps, &db_steps, &below, act, true).unwrap();
+            close(&flat(&du), &f64s(&du_steps), 1e-6, "du");
+            close(&flat(&db), &f64s(&db_steps), 1e-5, "dbias");
+        }
+    }
+}
+
+fn f64s(t: &Tensor) -> Vec<f64> {
+    flat(t).iter().map(|&v| v as f64).collect()
 }
 
 #[test]
@@ -70,11 +125,11 @@ const SHAPES: [(usize, usize, usize); 15] = [
     (40, 2048, 33),
 ];
 
-fn packed(w: &Tensor) -> Weight {
+fn packed(w: &Tensor, dtype: DType) -> Weight {
     let (out, inp) = w.dims2().unwrap();
-    let packed = PackedWeight::new(out, inp, true, &Device::Cpu).unwrap();
+    let packed = Weight::room(out, inp, dtype, true, &Device::Cpu).unwrap();
     packed.pack(w).unwrap();
-    Weight::Bf16(packed)
+    packed
 }
 
 /// Within the rounding of the result to bf16 (half a step: 2⁻⁸ relative at most) and of f32 sums over `depth` terms below 1.
@@ -102,7 +157,7 @@ fn bf16_products_on_odd_shapes_and_views() {
     for (t, i, o) in SHAPES {
         let (x, dy) = (bf16(&matrix(t, i, 1)), bf16(&matrix(t, o, 3)));
         let (master, bias) = (matrix(o, i, 2), vector(o, 7));
-        let (w, rounded) = (packed(&master), bf16(&master));
+        let (w, rounded) = (packed(&master, DType::BF16), bf16(&master));
         let plus = |values: Vec<f64>, b: &[f32]| -> Vec<f64> {
             values.iter().enumerate().map(|(k, v)| v + b[k % b.len()] as f64).collect()
         };
@@ -150,13 +205,12 @@ fn bf16_products_with_activations_are_those_of_f32_steps() {
     for (t, i, o) in SHAPES {
         for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
             let (x, master, bias) = (bf16(&matrix(t, i, 1)), matrix(o, i, 2), vector(o, 7));
-            let (w, rounded) = (packed(&master), Weight::F32(bf16(&master).to_dtype(DType::F32).unwrap()));
+            let (w, rounded) = (packed(&master, DType::BF16), Weight::F32(bf16(&master).to_dtype(DType::F32).unwrap()));
             let wide = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
             let (u, g) = (bf16(&zeros(t, o)), bf16(&zeros(t, o)));
             linear_act(&u, &g, &x, &w, &bias, act).unwrap();
             let (u32, g32) = (zeros(t, o), zeros(t, o));
             linear_act(&u32, &g32, &wide(&x), &rounded, &bias, act).unwrap();
-            let f64s = |t: &Tensor| flat(t).iter().map(|&v| v as f64).collect::<Vec<_>>();
             close_bf16(&u, &f64s(&u32), i, "u");
             // The activation of the rounded u; |act'| stays below 1.2.
             for ((got, want), u) in flat(&g).iter().zip(flat(&g32)).zip(flat(&u32)) {
@@ -178,15 +232,28 @@ fn bf16_products_with_activations_are_those_of_f32_steps() {
 }
 
 #[test]
-fn bf16_results_do_not_depend_on_the_thread_count() {
-    if skip_bf16() {
-        return;
-    }
-    let (x, dy, master) = (bf16(&matrix(150, 96, 1)), bf16(&matrix(150, 200, 2)), matrix(200, 96, 3));
+fn results_do_not_depend_on_the_thread_count() {
+    let (x, dy, master) = (matrix(150, 96, 1), matrix(150, 200, 2), matrix(200, 96, 3));
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let (w, y, dw) = (packed(&master), bf16(&zeros(150, 200)), zeros(200, 96));
+            let (y, dw) = (zeros(150, 200), zeros(200, 96));
+            linear(&y, &x, &Weight::F32(master.clone()), None).unwrap();
+            linear_weight_grad(&dw, &dy, &x, false).unwrap();
+            (flat(&y), flat(&dw))
+        })
+    };
+    if Weight::has_copies(DType::F32, false) {
+        assert_eq!(run(1), run(3));
+    }
+    if skip_bf16() {
+        return;
+    }
+    let (x, dy) = (bf16(&x), bf16(&dy));
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (w, y, dw) = (packed(&master, DType::BF16), bf16(&zeros(150, 200)), zeros(200, 96));
             linear(&y, &x, &w, None).unwrap();
             linear_weight_grad(&dw, &dy, &x, false).unwrap();
             (flat(&y), flat(&dw))
@@ -202,10 +269,10 @@ fn bf16_refuses_wrong_shapes_and_copies_made_for_evaluation() {
     }
     let x = bf16(&matrix(3, 4, 1));
     let y = Tensor::full(Bf16::ZERO, (3, 5), &Device::Cpu).unwrap();
-    assert!(linear(&y, &x, &packed(&matrix(5, 6, 2)), None).is_err());
-    assert!(linear(&y, &x, &packed(&matrix(5, 4, 2)), Some(&vector(4, 1))).is_err());
-    assert!(linear(&y, &matrix(3, 4, 1), &packed(&matrix(5, 4, 2)), None).is_err());
-    assert!(linear(&y, &x, &packed(&matrix(5, 4, 2)), None).is_ok());
-    let evaluation = PackedWeight::new(5, 4, false, &Device::Cpu).unwrap();
-    assert!(linear_input_grad(&x, &y, &Weight::Bf16(evaluation), false).is_err());
+    assert!(linear(&y, &x, &packed(&matrix(5, 6, 2), DType::BF16), None).is_err());
+    assert!(linear(&y, &x, &packed(&matrix(5, 4, 2), DType::BF16), Some(&vector(4, 1))).is_err());
+    assert!(linear(&y, &matrix(3, 4, 1), &packed(&matrix(5, 4, 2), DType::BF16), None).is_err());
+    assert!(linear(&y, &x, &packed(&matrix(5, 4, 2), DType::BF16), None).is_ok());
+    let evaluation = Weight::room(5, 4, DType::BF16, false, &Device::Cpu).unwrap();
+    assert!(linear_input_grad(&x, &y, &evaluation, false).is_err());
 }

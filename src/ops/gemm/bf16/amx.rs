@@ -3,7 +3,8 @@
 //! Written in `asm!`, as stable Rust has no AMX intrinsics. Tile registers are no operands there: each block names what it
 //! clobbers, and between blocks nothing of ours relies on their content but the configuration, which [`Session`] holds.
 
-use super::pack::{DEPTH, PANEL};
+use super::pack::DEPTH;
+use crate::ops::gemm::drive::PANEL;
 use half::bf16;
 use std::arch::asm;
 use std::marker::PhantomData;
@@ -53,10 +54,11 @@ impl Session {
     /// `c[ROWS, PANEL] = a[ROWS, k] · b[k, PANEL]`; `k` is a multiple of [`DEPTH`] and not 0.
     ///
     /// # Safety
-    /// `a` has [`ROWS`] rows `lda` apart, `b` is a packed panel of depth `k`, `c` has room.
-    pub unsafe fn tile(&self, k: usize, a: *const bf16, lda: usize, b: *const bf16, c: *mut f32) {
+    /// `a` has [`ROWS`] rows `lda` apart, `b` is a packed panel of depth `k`, `c`, with its row stride, has
+    /// room.
+    pub unsafe fn tile(&self, k: usize, a: *const bf16, lda: usize, b: *const bf16, (c, ldc): (*mut f32, usize)) {
         debug_assert!(k > 0 && k.is_multiple_of(DEPTH));
-        let lda = lda * size_of::<bf16>();
+        let (lda, ldc) = (lda * size_of::<bf16>(), ldc * size_of::<f32>());
         // SAFETY: reads `k / DEPTH` blocks of both operands and writes the whole of `c`, by the caller's promise.
         unsafe {
             asm!(
@@ -78,18 +80,20 @@ impl Session {
                 "add {b}, 2048",
                 "dec {blocks}",
                 "jnz 2b",
-                "tilestored [{c} + {panel}], tmm0",
-                "tilestored [{c} + {panel} + 64], tmm1",
-                "tilestored [{c} + {panel} + 2048], tmm2",
-                "tilestored [{c} + {panel} + 2112], tmm3",
+                "tilestored [{c} + {ldc}], tmm0",
+                "tilestored [{c} + {ldc} + 64], tmm1",
+                "tilestored [{c_low} + {ldc}], tmm2",
+                "tilestored [{c_low} + {ldc} + 64], tmm3",
                 a = inout(reg) a => _,
                 low = inout(reg) a.byte_add(TILE_ROWS * lda) => _,
                 b = inout(reg) b => _,
                 blocks = inout(reg) k / DEPTH => _,
                 lda = in(reg) lda,
-                // Bytes of a panel's row of bf16 pairs, and of a row of `c`.
+                // Bytes of a panel's row of bf16 pairs.
                 panel = in(reg) PANEL * 4,
                 c = in(reg) c,
+                c_low = in(reg) c.wrapping_byte_add(TILE_ROWS * ldc),
+                ldc = in(reg) ldc,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)

@@ -1,6 +1,6 @@
 //! Tiles by AVX512-BF16 (`vdpbf16ps`): up to [`ROWS`] × [`PANEL`] f32 sums in registers.
 
-use super::pack::PANEL;
+use crate::ops::gemm::drive::PANEL;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -10,8 +10,9 @@ pub const ROWS: usize = 12;
 /// `c[rows, PANEL] = a[rows, k] · b[k, PANEL]` for 1 to [`ROWS`] rows; `k` is even.
 ///
 /// # Safety
-/// The machine has AVX512-BF16; `a` has `rows` rows `lda` apart, `b` is a packed panel of depth `k`, `c` has room.
-pub unsafe fn tile(rows: usize, k: usize, a: *const bf16, lda: usize, b: *const bf16, c: *mut f32) {
+/// The machine has AVX512-BF16; `a` has `rows` rows `lda` apart, `b` is a packed panel of depth `k`, `c`, with its row
+/// stride, has room.
+pub unsafe fn tile(rows: usize, k: usize, a: *const bf16, lda: usize, b: *const bf16, c: (*mut f32, usize)) {
     macro_rules! by_rows {
         ($($n:literal)*) => {
             match rows {
@@ -25,7 +26,7 @@ pub unsafe fn tile(rows: usize, k: usize, a: *const bf16, lda: usize, b: *const 
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn rows_of<const R: usize>(k: usize, a: *const bf16, lda: usize, b: *const bf16, c: *mut f32) {
+unsafe fn rows_of<const R: usize>(k: usize, a: *const bf16, lda: usize, b: *const bf16, (c, ldc): (*mut f32, usize)) {
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     // SAFETY: all reads are inside `a` and `b`, all writes inside `c`, by the caller's promise.
     unsafe {
@@ -40,8 +41,8 @@ unsafe fn rows_of<const R: usize>(k: usize, a: *const bf16, lda: usize, b: *cons
             }
         }
         for (i, sums) in sums.iter().enumerate() {
-            _mm512_storeu_ps(c.add(i * PANEL), sums[0]);
-            _mm512_storeu_ps(c.add(i * PANEL + 16), sums[1]);
+            _mm512_storeu_ps(c.add(i * ldc), sums[0]);
+            _mm512_storeu_ps(c.add(i * ldc + 16), sums[1]);
         }
     }
 }

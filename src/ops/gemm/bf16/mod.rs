@@ -1,23 +1,22 @@
 //! The bf16 products, with kernels of our own: AMX tiles where the machine has them, AVX512-BF16 otherwise.
 //!
-//! All three forms are one: row-major `a` times a packed `b` ([`pack`]), tile by tile ([`drive`]), each finished tile handed to
-//! an epilogue ([`epilogue`]) that adds the bias, applies the activation or its slope, or adds what was there, and rounds.
+//! All three forms are one: row-major `a` times a packed `b` ([`pack`]), tile by tile ([`super::drive`]), each finished tile
+//! handed to an epilogue ([`super::epilogue`]) that adds the bias, applies the activation or its slope, or adds what was there, and rounds.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod drive;
-mod epilogue;
+mod operands;
 pub(super) mod pack;
 
+use super::epilogue::{Form, Out};
 use crate::ops::cpu::{Level, has_avx512_bf16, level};
 use crate::ops::gelu::Activation;
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{DType, Device, Result, Tensor, bail};
-use drive::Product;
-use epilogue::Out;
 use half::bf16;
+use operands::Product;
 use std::cell::Cell;
 
 /// Which kernel computes the tiles.
@@ -118,9 +117,11 @@ impl Kernel for Pack {
 }
 
 pub fn linear(y: &Tensor, x: &Tensor, w: &PackedWeight, bias: Option<&Tensor>) -> Result<()> {
-    let kernel = Packed { name: "linear", depth: w.inp, cols: w.out, form: Form::Plain { add: false } };
-    let src = [x, &w.forward, bias.unwrap_or(x)];
-    launch(&kernel, &[y], &src[..if bias.is_some() { 3 } else { 2 }])
+    let kernel = |form| Packed { name: "linear", depth: w.inp, cols: w.out, form };
+    match bias {
+        Some(b) => launch(&kernel(Form::Biased), &[y], &[x, &w.forward, b]),
+        None => launch(&kernel(Form::Plain { add: false }), &[y], &[x, &w.forward]),
+    }
 }
 
 pub fn linear_act(u: &Tensor, g: &Tensor, x: &Tensor, w: &PackedWeight, b: &Tensor, act: Activation) -> Result<()> {
@@ -138,13 +139,7 @@ pub fn linear_act_backward(du: &Tensor, dy: &Tensor, w: &PackedWeight, u: &Tenso
     launch(&kernel, &[du], &[dy, w.input_grad()?, u])
 }
 
-/// What becomes of a product with a packed weight; the third source is the bias, or `u` for `Slope`.
-enum Form {
-    Plain { add: bool },
-    Act(Activation),
-    Slope(Activation),
-}
-
+/// A product with a packed weight.
 struct Packed {
     name: &'static str,
     depth: usize,
@@ -160,36 +155,13 @@ impl Kernel for Packed {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let [a, b, rest @ ..] = src else { bail!("{}: two or three sources", self.name) };
         let (m, n, k) = (a.rows, self.cols, self.depth);
-        let third = rest.first().map_or((0, 0), |s| (s.rows, s.cols));
-        let shapes = k > 0
-            && dst.iter().all(|d| (d.rows, d.cols) == (m, n))
-            && a.cols == k
-            && b.rows * b.cols == pack::packed_len(k, n)
-            && match self.form {
-                Form::Plain { .. } => dst.len() == 1 && (third == (1, n) || rest.is_empty()),
-                Form::Act(_) => third == (1, n) && dst.len() == 2,
-                Form::Slope(_) => third == (m, n) && dst.len() == 1,
-            };
-        if !shapes {
-            let to: Vec<_> = dst.iter().map(|d| (d.rows, d.cols)).collect();
-            bail!("{}: [{m}, {}] · [{k}, {n}] with {third:?} does not give {to:?}", self.name, a.cols);
+        if k == 0 || a.cols != k || b.rows * b.cols != pack::packed_len(k, n) {
+            bail!("{}: [{m}, {}] · [{k}, {n}] in {} values", self.name, a.cols, b.rows * b.cols);
         }
-        let mut views = dst.iter_mut().map(|d| {
-            let stride = d.stride;
-            d.values::<bf16>().map(|v| (v.as_mut_ptr(), stride))
-        });
-        let mut next = || views.next().expect("the number of destinations was checked");
-        let bias = || rest.first().map(|b| b.f32()).transpose();
-        let out = match self.form {
-            Form::Plain { add } => Out::Plain { y: next()?, bias: bias()?, add },
-            Form::Act(act) => Out::Act { u: next()?, g: next()?, bias: bias()?.unwrap_or(&[]), act },
-            Form::Slope(act) => {
-                Out::Slope { du: next()?, u: (rest[0].values::<bf16>()?.as_ptr(), rest[0].stride), act }
-            }
-        };
+        let out = self.form.out(self.name, (m, n), dst, rest)?;
         let product = Product { m, n, k, a: a.values::<bf16>()?, lda: a.stride, b: b.values::<bf16>()? };
         // SAFETY: the views of `out` are [m, n], checked above, and no two arguments share memory.
-        unsafe { drive::run(engine()?, product, out) };
+        unsafe { operands::run(engine()?, product, out) };
         Ok(())
     }
 }
@@ -231,7 +203,7 @@ impl Kernel for WeightGrad {
         let stride = dw.stride;
         let out = Out::Sum { c: (dw.f32()?.as_mut_ptr(), stride), add: self.accumulate };
         // SAFETY: `dw` is [m, n], checked above, and shares no memory with the operands.
-        unsafe { drive::run(engine, Product { m, n, k: depth, a, lda, b }, out) };
+        unsafe { operands::run(engine, Product { m, n, k: depth, a, lda, b }, out) };
         ROOM.set(room);
         Ok(())
     }

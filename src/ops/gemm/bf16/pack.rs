@@ -7,11 +7,10 @@
 //! Each function stands beside its definition in the tests. They need AVX-512, which every machine with bf16 products has.
 
 use crate::ops::cpu::{Shared, for_chunks, simd, transpose16};
+use crate::ops::gemm::drive::PANEL;
 use crate::ops::real::Real;
 use half::bf16;
 
-/// Columns of a panel.
-pub const PANEL: usize = 32;
 /// Depth is a multiple of this: one AMX tile's.
 pub const DEPTH: usize = 32;
 

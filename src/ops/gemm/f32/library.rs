@@ -1,15 +1,18 @@
-//! The f32 products: the `gemm` crate (AVX-512 by the `x86-v4` feature), the one candle uses; measured there at the rate of
-//! MKL for BERT's shapes.
+//! The f32 products by the `gemm` crate, which candle uses too: for machines without AVX-512.
 
-use crate::ops::{Dst, Kernel, Src};
-use candle_core::{Result, bail};
+use crate::ops::{Dst, Kernel, Src, launch};
+use candle_core::{Result, Tensor, bail};
 
-/// `c (+)= op(a) · op(b)`, where `op` transposes if the flag says so.
-pub(super) struct Product {
-    pub name: &'static str,
-    pub lhs_t: bool,
-    pub rhs_t: bool,
-    pub accumulate: bool,
+/// `c (+)= op(a) · op(b)`, where `op` transposes if the flag beside the operand says so.
+pub fn product(name: &'static str, c: &Tensor, a: (&Tensor, bool), b: (&Tensor, bool), accumulate: bool) -> Result<()> {
+    launch(&Product { name, lhs_t: a.1, rhs_t: b.1, accumulate }, &[c], &[a.0, b.0])
+}
+
+struct Product {
+    name: &'static str,
+    lhs_t: bool,
+    rhs_t: bool,
+    accumulate: bool,
 }
 
 impl Kernel for Product {
