@@ -25,7 +25,7 @@ impl Level {
 }
 
 /// Overrides the level: `baseline`, `avx2`, `avx512` or `amx`; never more than the machine has. For tests of every body
-/// on one machine; the f32 products of the `gemm` crate choose by themselves.
+/// on one machine; f32 products below `avx512` are the `gemm` crate's, which chooses by itself.
 pub const LEVEL_VARIABLE: &str = "BERTFT_CPU";
 
 /// The best level this machine has, or the lower one that [`LEVEL_VARIABLE`] asks for.
