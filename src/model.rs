@@ -124,7 +124,7 @@ impl Model {
         self.encoder.recompute_activations(on);
     }
 
-    /// Bytes that training will take beyond what the model holds now: gradients, moments, copies of weights, and the buffers
+    /// Bytes that training will take beyond what the model holds now: gradients, moments, and the buffers
     /// of its largest batches.
     pub fn training_bytes(&self, plan: &TrainingPlan) -> usize {
         let dtype = self.params.space().dtype;

@@ -5,7 +5,7 @@
 
 use super::workspace::Space;
 use crate::ops::adamw::{self, AdamWStep, Segment};
-use crate::ops::gemm::Weight;
+use crate::ops::gemm::{Weight, keeps_packed};
 use crate::ops::rows::zero_ranges;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::{Cell, RefCell};
@@ -117,15 +117,13 @@ struct Training {
     v: Tensor,
 }
 
-/// Packed copies of the weights that products read, made when first asked for after a change of the weights.
+/// Packed copies of the weights that products read in evaluation, made when first asked for after a change of the weights.
 #[derive(Debug, Default)]
 struct Copies {
-    /// Counts the changes of all weights, frozen ones too.
-    loads: Cell<u64>,
-    /// Counts the optimizer's steps.
-    steps: Cell<u64>,
+    /// Counts the changes of the weights.
+    version: Cell<u64>,
     /// By place and shape in the arena, with the version of each.
-    packed: RefCell<HashMap<Place, ([u64; 2], Weight)>>,
+    packed: RefCell<HashMap<Place, (u64, Weight)>>,
 }
 
 /// A matrix in the arena: offset, rows, columns.
@@ -172,7 +170,7 @@ impl Params {
     pub fn start_training(&mut self) -> Result<()> {
         let zeros = || Tensor::zeros(self.weights.elem_count(), DType::F32, self.weights.device());
         self.training = Some(Training { grads: zeros()?, m: zeros()?, v: zeros()? });
-        // Copies made for evaluation lack what the backward pass reads.
+        // The optimizer changes the weights under them.
         self.copies.packed.borrow_mut().clear();
         Ok(())
     }
@@ -228,7 +226,7 @@ impl Params {
         view(&self.weights, offset, shape)
     }
 
-    /// Bytes that training will touch beyond the weights: gradients, moments, and packed copies. Fresh arenas cost nothing
+    /// Bytes that training will touch beyond the weights: gradients and moments. Fresh arenas cost nothing
     /// until they are written, and then whole pages: of the sparse table those with a row in `touched` (ascending) count,
     /// unless weight decay moves all rows.
     pub fn training_bytes(&self, touched: &[u32], page_bytes: usize, weight_decay: f64) -> usize {
@@ -241,23 +239,20 @@ impl Params {
         let bytes = |s: &Spec| 4 * s.len();
         let grads: usize = self.trained().map(|s| sparse(s).map_or(bytes(s), pages_of)).sum();
         let moments: usize = if weight_decay > 0.0 { self.trained().map(bytes).sum() } else { grads };
-        let matrices = self.specs.iter().filter(|s| s.shape.len() == 2 && sparse(s).is_none());
-        let copies: usize = matrices.map(|s| Weight::copied_bytes(s.shape[0], s.shape[1], self.dtype, true)).sum();
-        grads + 2 * moments + copies
+        grads + 2 * moments
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
     pub fn linear(&self, offset: usize, out: usize, inp: usize) -> Result<Weight> {
-        let (master, training) = (self.weight(offset, &[out, inp])?, self.training.is_some());
-        if !Weight::has_copies(self.dtype, training) {
-            return Ok(Weight::F32(master));
+        let master = self.weight(offset, &[out, inp])?;
+        if !keeps_packed(self.dtype, self.training.is_some()) {
+            return Ok(Weight::Master(master));
         }
-        let steps = if self.trains(offset..offset + out * inp) { self.copies.steps.get() } else { 0 };
-        let (version, mut packed) = ([self.copies.loads.get(), steps], self.copies.packed.borrow_mut());
+        let (version, mut packed) = (self.copies.version.get(), self.copies.packed.borrow_mut());
         let fresh = match packed.remove(&(offset, out, inp)) {
             Some((at, copy)) if at == version => copy,
             old => {
-                let room = || Weight::room(out, inp, self.dtype, training, self.device());
+                let room = || Weight::room(out, inp, self.dtype, self.device());
                 let copy = old.map_or_else(room, |(_, copy)| Ok(copy))?;
                 copy.pack(&master)?;
                 copy
@@ -269,7 +264,7 @@ impl Params {
 
     /// To be called whenever weights come from outside.
     fn weights_loaded(&self) {
-        self.copies.loads.set(self.copies.loads.get() + 1);
+        self.copies.version.set(self.copies.version.get() + 1);
     }
 
     /// A view of the gradients from `offset`.
@@ -364,7 +359,6 @@ impl Params {
             };
             segments.extend(ranges.into_iter().map(|range| Segment { range, weight_decay }));
         }
-        self.copies.steps.set(self.copies.steps.get() + 1);
         let t = self.training()?;
         adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &segments)
     }

@@ -21,7 +21,7 @@ fn all_three_f32_forms_on_odd_shapes_and_views() {
     let bound = |depth: usize| 2e-7 * (depth as f64).max(50.0);
     for (t, i, o) in SHAPES {
         let (x, master, dy) = (matrix(t, i, 1), matrix(o, i, 2), matrix(t, o, 3));
-        let w = Weight::F32(master.clone());
+        let w = Weight::Master(master.clone());
         let (y, bias) = (matrix(t, o, 9), vector(o, 7));
         let want = reference(&zeros(t, o), &x, &master.t().unwrap());
         for w in f32_weights(&master) {
@@ -58,8 +58,8 @@ fn all_three_f32_forms_on_odd_shapes_and_views() {
 
 /// The master, and its packed copy where the machine has our kernel.
 fn f32_weights(master: &Tensor) -> Vec<Weight> {
-    let mut weights = vec![Weight::F32(master.clone())];
-    if Weight::has_copies(DType::F32, false) {
+    let mut weights = vec![Weight::Master(master.clone())];
+    if f32::ours() {
         weights.push(packed(master, DType::F32));
     }
     weights
@@ -79,7 +79,7 @@ fn f32_products_with_activations_are_their_steps() {
                 assert_eq!(flat(&u), flat(&u_steps));
                 close(&flat(&g), &f64s(&g_steps), 1e-6, "g");
             }
-            let (w, dy, below) = (Weight::F32(master), matrix(t, o, 3), matrix(t, i, 4));
+            let (w, dy, below) = (Weight::Master(master), matrix(t, o, 3), matrix(t, i, 4));
             let (du, db) = (matrix(t, i, 8), vector(i, 5));
             linear_act_backward(&du, &db, &dy, &w, &below, act, true).unwrap();
             let (du_steps, db_steps) = (zeros(t, i), vector(i, 5));
@@ -97,12 +97,12 @@ fn f64s(t: &Tensor) -> Vec<f64> {
 
 #[test]
 fn wrong_shapes_and_shared_storage_are_refused() {
-    let (x, w) = (matrix(3, 4, 1), Weight::F32(matrix(5, 6, 2)));
+    let (x, w) = (matrix(3, 4, 1), Weight::Master(matrix(5, 6, 2)));
     assert!(linear(&matrix(3, 5, 3), &x, &w, None).is_err());
     let shared = matrix(8, 4, 1);
     let (y, x) = (shared.narrow(0, 0, 4).unwrap(), shared.narrow(0, 4, 4).unwrap());
     assert!(
-        linear(&y, &x, &Weight::F32(matrix(4, 4, 2)), None).unwrap_err().to_string().contains("shares its storage")
+        linear(&y, &x, &Weight::Master(matrix(4, 4, 2)), None).unwrap_err().to_string().contains("shares its storage")
     );
 }
 
@@ -127,7 +127,7 @@ const SHAPES: [(usize, usize, usize); 15] = [
 
 fn packed(w: &Tensor, dtype: DType) -> Weight {
     let (out, inp) = w.dims2().unwrap();
-    let packed = Weight::room(out, inp, dtype, true, &Device::Cpu).unwrap();
+    let packed = Weight::room(out, inp, dtype, &Device::Cpu).unwrap();
     packed.pack(w).unwrap();
     packed
 }
@@ -205,7 +205,8 @@ fn bf16_products_with_activations_are_those_of_f32_steps() {
     for (t, i, o) in SHAPES {
         for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
             let (x, master, bias) = (bf16(&matrix(t, i, 1)), matrix(o, i, 2), vector(o, 7));
-            let (w, rounded) = (packed(&master, DType::BF16), Weight::F32(bf16(&master).to_dtype(DType::F32).unwrap()));
+            let (w, rounded) =
+                (packed(&master, DType::BF16), Weight::Master(bf16(&master).to_dtype(DType::F32).unwrap()));
             let wide = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
             let (u, g) = (bf16(&zeros(t, o)), bf16(&zeros(t, o)));
             linear_act(&u, &g, &x, &w, &bias, act).unwrap();
@@ -238,12 +239,12 @@ fn results_do_not_depend_on_the_thread_count() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let (y, dw) = (zeros(150, 200), zeros(200, 96));
-            linear(&y, &x, &Weight::F32(master.clone()), None).unwrap();
+            linear(&y, &x, &Weight::Master(master.clone()), None).unwrap();
             linear_weight_grad(&dw, &dy, &x, false).unwrap();
             (flat(&y), flat(&dw))
         })
     };
-    if Weight::has_copies(DType::F32, false) {
+    if f32::ours() {
         assert_eq!(run(1), run(3));
     }
     if skip_bf16() {
@@ -273,6 +274,6 @@ fn bf16_refuses_wrong_shapes_and_copies_made_for_evaluation() {
     assert!(linear(&y, &x, &packed(&matrix(5, 4, 2), DType::BF16), Some(&vector(4, 1))).is_err());
     assert!(linear(&y, &matrix(3, 4, 1), &packed(&matrix(5, 4, 2), DType::BF16), None).is_err());
     assert!(linear(&y, &x, &packed(&matrix(5, 4, 2), DType::BF16), None).is_ok());
-    let evaluation = Weight::room(5, 4, DType::BF16, false, &Device::Cpu).unwrap();
+    let evaluation = Weight::room(5, 4, DType::BF16, &Device::Cpu).unwrap();
     assert!(linear_input_grad(&x, &y, &evaluation, false).is_err());
 }

@@ -1,0 +1,161 @@
+//! Products with a layer's weight, in both formats: where the weight is packed, and what is made of the result.
+
+use super::epilogue::{Form, Out};
+use crate::ops::real::Real;
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// A linear layer's weight as the products read it.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// The f32 master, `[out, in]`. Each product packs it in its own order and format where it does not read it in place.
+    Master(Tensor),
+    /// A copy of it in the format of the activations, packed for `x · wᵀ`. In training a copy would serve once a step and
+    /// outlive it; in evaluation it serves all batches.
+    Packed(Tensor),
+}
+
+impl Weight {
+    /// Room for a packed copy of a weight `[out, inp]`, to be filled by [`Self::pack`].
+    pub fn room(out: usize, inp: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let len = if dtype == DType::BF16 {
+            <half::bf16 as Format>::packed_len(inp, out)
+        } else {
+            <f32 as Format>::packed_len(inp, out)
+        };
+        Ok(Self::Packed(Tensor::zeros(len, dtype, device)?))
+    }
+
+    /// Fills the copy from the master `[out, in]`, after each change of it.
+    pub fn pack(&self, master: &Tensor) -> Result<()> {
+        match self {
+            Self::Master(_) => Ok(()),
+            Self::Packed(to) => launch(&Pack, &[to], &[master]),
+        }
+    }
+}
+
+/// How a format's products work.
+pub trait Format: Real {
+    /// Values of a packed `[depth, cols]`.
+    fn packed_len(depth: usize, cols: usize) -> usize;
+
+    /// Packs `wᵀ` of `w: [cols, depth]`, rows `stride` apart.
+    fn pack_transposed(to: &mut [Self], w: &[f32], cols: usize, depth: usize, stride: usize);
+
+    /// Hands `f` room for this many values, which it finds as another call left it.
+    fn with_room<R>(len: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
+
+    /// `a · b` with a packed `b: [a.cols, n]`.
+    ///
+    /// # Safety
+    /// The views of `out` span `[a.rows, n]` and share no memory with anything else; the length of `b` was checked.
+    unsafe fn times_packed(a: &Src<'_>, b: &[Self], n: usize, out: Out<'_, Self>) -> Result<()>;
+
+    /// `a · w` with `w: [a.cols, n]` in f32 as it lies.
+    ///
+    /// # Safety
+    /// As above; `w` has the right shape.
+    unsafe fn times_rows(a: &Src<'_>, w: &Src<'_>, out: Out<'_, Self>) -> Result<()>;
+}
+
+struct Pack;
+
+impl Kernel for Pack {
+    fn name(&self) -> &'static str {
+        "pack_weight"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([to], [w]) = (dst, src) else { bail!("pack_weight: one destination, one source") };
+        by_format!(to, T => {
+            let to = to.values::<T>()?;
+            if to.len() != T::packed_len(w.cols, w.rows) {
+                bail!("pack_weight: {} values for [{}, {}]", to.len(), w.rows, w.cols);
+            }
+            T::pack_transposed(to, w.f32()?, w.rows, w.cols, w.stride);
+        });
+        Ok(())
+    }
+}
+
+/// `x · wᵀ` and what `form` makes of it, with a further source or none.
+pub fn times_transposed(
+    name: &'static str,
+    dst: &[&Tensor],
+    (x, w): (&Tensor, &Weight),
+    form: Form,
+    beside: Option<&Tensor>,
+) -> Result<()> {
+    let (source, is) = match w {
+        Weight::Master(w) => (w, Source::Transposed),
+        Weight::Packed(w) => (w, Source::Packed),
+    };
+    let src = [x, source, beside.unwrap_or(x)];
+    launch(&TimesWeight { name, is, form }, dst, &src[..2 + usize::from(beside.is_some())])
+}
+
+/// `dy · w` and what `form` makes of it, with a further source or none.
+pub fn times_rows(
+    name: &'static str,
+    dst: &Tensor,
+    (dy, w): (&Tensor, &Weight),
+    form: Form,
+    beside: Option<&Tensor>,
+) -> Result<()> {
+    let Weight::Master(w) = w else { bail!("{name}: this weight was packed for evaluation only") };
+    let src = [dy, w, beside.unwrap_or(dy)];
+    launch(&TimesWeight { name, is: Source::Rows, form }, &[dst], &src[..2 + usize::from(beside.is_some())])
+}
+
+/// What the second source is: the right operand as it lies, its transpose, or a packed copy.
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Rows,
+    Transposed,
+    Packed,
+}
+
+struct TimesWeight {
+    name: &'static str,
+    is: Source,
+    form: Form,
+}
+
+impl Kernel for TimesWeight {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let Some(first) = dst.first() else { bail!("{}: no destination", self.name) };
+        by_format!(first, T => self.run::<T>(dst, src))
+    }
+}
+
+impl TimesWeight {
+    fn run<T: Format>(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let [a, w, rest @ ..] = src else { bail!("{}: two or three sources", self.name) };
+        let (m, k, n) = (a.rows, a.cols, dst[0].cols);
+        let fits = match self.is {
+            Source::Rows => (w.rows, w.cols) == (k, n),
+            Source::Transposed => (w.rows, w.cols) == (n, k),
+            Source::Packed => w.rows * w.cols == T::packed_len(k, n),
+        };
+        if k == 0 || !fits {
+            bail!("{}: [{m}, {k}] by a weight of [{}, {}] does not give {n} columns", self.name, w.rows, w.cols);
+        }
+        let out = self.form.out::<T>(self.name, (m, n), dst, rest)?;
+        // SAFETY: the views of `out` are [m, n] and no two arguments share memory; the weight's shape was checked.
+        unsafe {
+            match self.is {
+                Source::Rows => T::times_rows(a, w, out),
+                Source::Packed => T::times_packed(a, w.values()?, n, out),
+                Source::Transposed => T::with_room(T::packed_len(k, n), |room| {
+                    T::pack_transposed(room, w.f32()?, n, k, w.stride);
+                    T::times_packed(a, room, n, out)
+                }),
+            }
+        }
+    }
+}
