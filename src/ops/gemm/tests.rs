@@ -157,7 +157,7 @@ fn bf16_products_on_odd_shapes_and_views() {
     for (t, i, o) in SHAPES {
         let (x, dy) = (bf16(&matrix(t, i, 1)), bf16(&matrix(t, o, 3)));
         let (master, bias) = (matrix(o, i, 2), vector(o, 7));
-        let (w, rounded) = (packed(&master, DType::BF16), bf16(&master));
+        let (w, rounded) = (Weight::Master(master.clone()), bf16(&master));
         let plus = |values: Vec<f64>, b: &[f32]| -> Vec<f64> {
             values.iter().enumerate().map(|(k, v)| v + b[k % b.len()] as f64).collect()
         };
@@ -165,6 +165,9 @@ fn bf16_products_on_odd_shapes_and_views() {
         let y = bf16(&matrix(t, o, 9));
         linear(&y, &x, &w, None).unwrap();
         close_bf16(&y, &product, i, "y");
+        let from_copy = bf16(&matrix(t, o, 8));
+        linear(&from_copy, &x, &packed(&master, DType::BF16), None).unwrap();
+        assert_eq!(flat(&y), flat(&from_copy), "y from a packed copy");
         linear(&y, &x, &w, Some(&bias)).unwrap();
         close_bf16(&y, &plus(product.clone(), &flat(&bias)), i, "y with bias");
         for accumulate in [false, true] {
@@ -205,8 +208,8 @@ fn bf16_products_with_activations_are_those_of_f32_steps() {
     for (t, i, o) in SHAPES {
         for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
             let (x, master, bias) = (bf16(&matrix(t, i, 1)), matrix(o, i, 2), vector(o, 7));
-            let (w, rounded) =
-                (packed(&master, DType::BF16), Weight::Master(bf16(&master).to_dtype(DType::F32).unwrap()));
+            let rounded = Weight::Master(bf16(&master).to_dtype(DType::F32).unwrap());
+            let w = Weight::Master(master);
             let wide = |t: &Tensor| t.to_dtype(DType::F32).unwrap();
             let (u, g) = (bf16(&zeros(t, o)), bf16(&zeros(t, o)));
             linear_act(&u, &g, &x, &w, &bias, act).unwrap();

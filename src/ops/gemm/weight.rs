@@ -12,7 +12,7 @@ pub enum Weight {
     Master(Tensor),
     /// A copy of it in the format of the activations, packed for `x · wᵀ`. In training a copy would serve once a step and
     /// outlive it; in evaluation it serves all batches.
-    Packed(Tensor),
+    Packed { panels: Tensor, out: usize, inp: usize },
 }
 
 impl Weight {
@@ -23,14 +23,14 @@ impl Weight {
         } else {
             <f32 as Format>::packed_len(inp, out)
         };
-        Ok(Self::Packed(Tensor::zeros(len, dtype, device)?))
+        Ok(Self::Packed { panels: Tensor::zeros(len, dtype, device)?, out, inp })
     }
 
     /// Fills the copy from the master `[out, in]`, after each change of it.
     pub fn pack(&self, master: &Tensor) -> Result<()> {
         match self {
             Self::Master(_) => Ok(()),
-            Self::Packed(to) => launch(&Pack, &[to], &[master]),
+            Self::Packed { panels, .. } => launch(&Pack, &[panels], &[master]),
         }
     }
 }
@@ -89,7 +89,11 @@ pub fn times_transposed(
 ) -> Result<()> {
     let (source, is) = match w {
         Weight::Master(w) => (w, Source::Transposed),
-        Weight::Packed(w) => (w, Source::Packed),
+        // Panels are padded, so their length alone would not tell a wrong shape.
+        Weight::Packed { out, inp, .. } if dst[0].dim(1)? != *out || x.dim(1)? != *inp => {
+            bail!("{name}: {:?} by a packed weight [{out}, {inp}] does not give {:?}", x.dims(), dst[0].dims())
+        }
+        Weight::Packed { panels, .. } => (panels, Source::Packed),
     };
     let src = [x, source, beside.unwrap_or(x)];
     launch(&TimesWeight { name, is, form }, dst, &src[..2 + usize::from(beside.is_some())])
