@@ -216,7 +216,7 @@ fn data_keys_must_fit_each_other() {
         (&["data.max_length=2"], "--set data.max_length=2: data.max_length is 2, expected 3 to 1000000"),
         (&["data.max_length=4", "data.text_pair=b"], "--set data.max_length=4: data.max_length is 4, expected 5"),
         (&["data.labels=[\"a\", \"a\"]"], "--set data.labels=[\"a\", \"a\"]: data.labels has \"a\" twice"),
-        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a fraction"),
+        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a list"),
         (&["data.test="], "--set data.test=: data.test is empty, expected a file name"),
     ];
     for (set, expected) in cases {

@@ -59,13 +59,15 @@ impl Lines {
         if self.line.len() == MAX_ROW_BYTES && self.line.last() != Some(&b'\n') {
             return Err(self.error("the line is longer than 64 MiB; is this a text file?"));
         }
-        if self.number == 1 && self.encoding.is_none() && memchr::memchr(0, &self.line).is_some() {
-            let message = match self.line.as_slice() {
-                [0, ..] => self.looks_like("utf-16be"),
-                [_, 0, ..] => self.looks_like("utf-16le"),
-                _ => "; is this a text file?".to_owned(),
+        if self.number == 1 && self.encoding.is_none() {
+            let looks_like = match self.line.as_slice() {
+                [0, 1..=255, 0, 1..=255, ..] => Some("utf-16be"),
+                [1..=255, 0, 1..=255, 0, ..] => Some("utf-16le"),
+                _ => None,
             };
-            return Err(self.error(format!("the line has a zero byte{message}")));
+            if let Some(encoding) = looks_like {
+                return Err(self.error(format!("the line has zero bytes{}", self.looks_like(encoding))));
+            }
         }
         Ok(true)
     }

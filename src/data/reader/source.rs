@@ -187,6 +187,8 @@ struct Transcoder {
     decoder: encoding_rs::Decoder,
     raw: Box<[u8]>,
     raw_range: std::ops::Range<usize>,
+    /// The byte before `raw`.
+    last: u8,
     text: Box<[u8]>,
     text_range: std::ops::Range<usize>,
     ended: bool,
@@ -201,6 +203,7 @@ impl Transcoder {
             decoder: encoding.new_decoder_without_bom_handling(),
             raw: buffer(),
             raw_range: 0..0,
+            last: 0,
             text: buffer(),
             text_range: 0..0,
             ended: false,
@@ -211,6 +214,7 @@ impl Transcoder {
     /// Decodes the next piece into `text`.
     fn step(&mut self) -> io::Result<()> {
         if self.raw_range.is_empty() && !self.ended {
+            self.last = self.raw[..self.raw_range.end].last().copied().unwrap_or(0);
             let n = self.input.read(&mut self.raw)?;
             self.raw_range = 0..n;
             self.ended = n == 0;
@@ -224,10 +228,10 @@ impl Transcoder {
             DecoderResult::InputEmpty => self.finished = self.ended,
             DecoderResult::OutputFull => {}
             DecoderResult::Malformed(length, after) => {
-                // The sequence may have begun in the piece before; then its last byte stands for it.
+                // The sequence may have begun in the piece before; then that one's last byte stands for it.
                 let back = usize::from(length) + usize::from(after);
-                let at = (self.raw_range.start + read).saturating_sub(back).max(self.raw_range.start);
-                let byte = self.raw.get(at).copied().unwrap_or(0);
+                let at = (self.raw_range.start + read).checked_sub(back);
+                let byte = at.map_or(self.last, |at| self.raw[at]);
                 self.text[written..written + 2].copy_from_slice(&hidden(byte));
                 written += 2;
             }

@@ -4,6 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::data::config::Column;
+use crate::data::settings::Columns;
+
+mod inputs;
+mod layouts;
 
 fn named(text: &str, text_pair: Option<&str>, label: Option<&str>) -> ReadOptions {
     let column = |name: &str| Column::Name(name.to_owned());
@@ -114,7 +118,7 @@ fn columns_by_name_and_by_index() {
     assert_eq!(summary(&examples), [("a", "x", 1, 2)]);
     assert_eq!(examples[0].id, Some("7".into()));
     let by_index = ReadOptions { header: true, ..indexed(1, Some(2)) };
-    assert_eq!(read("t.csv", bytes, &by_index).unwrap(), examples);
+    assert_eq!(summary(&read("t.csv", bytes, &by_index).unwrap()), summary(&examples));
     let headless = read("t.csv", bytes, &indexed(1, Some(2))).unwrap();
     assert_eq!(summary(&headless), [("text", "label", 1, 1), ("a", "x", 2, 2)]);
     assert_eq!(headless[0].id, None);
@@ -242,14 +246,12 @@ fn a_stream_is_jsonl_by_its_first_byte_else_texts() {
     assert!(stream(b"{\"a\":1}").unwrap_err().to_string().starts_with("<stdin>:1: there is no key \"text\" among [a]"));
 }
 
-/// Gives its bytes once and then fails: a reader that wants more than a line before it yields one fails the test.
-struct OneLine(Option<&'static [u8]>);
+/// Gives its bytes and then fails: a reader that wants more than a line before it yields one fails the test.
+struct OneLine(&'static [u8]);
 
 impl Read for OneLine {
     fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        let line = self.0.take().ok_or_else(|| std::io::Error::other("asked for more"))?;
-        out[..line.len()].copy_from_slice(line);
-        Ok(line.len())
+        if self.0.is_empty() { Err(std::io::Error::other("asked for more")) } else { self.0.read(out) }
     }
 }
 
@@ -259,7 +261,7 @@ fn a_row_is_given_as_soon_as_its_line_is_there() {
     for (bytes, options) in
         [(&b"a\n"[..], ReadOptions::default()), (b"{\"text\":\"a\"}\n", ReadOptions::default()), (b"text\na\n", csv)]
     {
-        let mut reader = Reader::from_stream(OneLine(Some(bytes)), "in", &options).unwrap();
+        let mut reader = Reader::from_stream(OneLine(bytes), "in", &options).unwrap();
         assert_eq!(reader.next().unwrap().unwrap().text, "a");
         assert!(reader.next().unwrap().unwrap_err().to_string().contains("asked for more"));
         assert!(reader.next().is_none());
