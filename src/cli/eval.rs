@@ -86,7 +86,8 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             }
         }
         if skipped.rows > 0 {
-            object["skipped"] = json!(skipped);
+            object["skipped"] = json!(skipped.rows);
+            object["skipped_rows"] = json!(skipped.first);
         }
         ui.out_json(&object)?;
     } else {
