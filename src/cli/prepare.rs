@@ -3,14 +3,16 @@
 use crate::config::RunConfig;
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::{
-    Dataset, LabelMap, ReadOptions, Targets, Tokenizer, labels::value_targets, read_examples, split_fraction,
+    Dataset, Example, LabelMap, Reader, Skipped, Targets, Tokenizer, labels::value_targets, settings::Files,
+    split_fraction,
 };
 use crate::error::{Error, Result};
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
 use crate::train::log::{Event, Phase, Progress, Reporter};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
 /// Everything read and tokenised.
 pub struct Prepared {
@@ -19,6 +21,8 @@ pub struct Prepared {
     pub train: Dataset,
     pub eval: Option<Dataset>,
     pub test: Option<Dataset>,
+    /// What was left out of each split.
+    skipped: HashMap<&'static str, Skipped>,
 }
 
 impl Prepared {
@@ -28,47 +32,56 @@ impl Prepared {
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
         let tokenizer = Tokenizer::load(pretrained.dir())?;
         let data = &config.data;
-        let options = ReadOptions {
-            format: data.format,
-            text: data.text.clone(),
-            text_pair: data.text_pair.clone(),
-            label: Some(data.label.clone()),
-            header: data.header,
+        let mut skipped = HashMap::new();
+        let mut read = |split: &'static str, files: &Files| -> Result<Vec<Example>> {
+            let mut reader = Reader::open_all(files.as_slice(), &data.read_options())?;
+            let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
+            reader.check_not_empty(examples.len())?;
+            if split == "train" {
+                warn_of_unused(&reader.unused_renames(), reporter);
+            }
+            skipped.insert(split, reader.skipped().clone());
+            Ok(examples)
         };
-        let train = read_examples(&data.train, &options)?;
+        let train = read("train", &data.train)?;
+        let eval = match &data.eval {
+            Some(EvalSource::Files(files)) => Some((read("eval", files)?, files)),
+            Some(EvalSource::Named(_)) => {
+                return Err(Error::input("data.eval is a table of named sets, which training does not evaluate yet"));
+            }
+            Some(EvalSource::Fraction(_)) | None => None,
+        };
+        let test = match &data.test {
+            Some(files) => Some((read("test", files)?, files)),
+            None => None,
+        };
         let labels = match (config.task.kind, &data.labels) {
             (TaskKind::Regression, _) => None,
             (_, Some(names)) => Some(LabelMap::new(names.clone())?),
-            (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train)?),
+            (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train.name())?),
         };
-        let mut load = |file: &PathBuf, examples: Option<Vec<_>>| {
-            let examples = match examples {
-                Some(e) => e,
-                None => read_examples(file, &options)?,
-            };
+        let mut load = |examples: Vec<Example>, files: &Files| {
+            let file = files.name();
             let targets = match &labels {
-                Some(map) => map.targets(&examples, file)?,
-                None => value_targets(&examples, file)?,
+                Some(map) => map.targets(&examples, &file)?,
+                None => value_targets(&examples)?,
             };
-            dataset(&pretrained, &tokenizer, &examples, targets, file, data.max_length, reporter)
+            dataset(&pretrained, &tokenizer, &examples, targets, &file, data.max_length, reporter)
         };
-        let train = load(&data.train, Some(train))?;
-        let eval_file = match &data.eval {
-            Some(EvalSource::File(file)) => Some(load(file, None)?),
-            _ => None,
-        };
-        let test = data.test.as_ref().map(|file| load(file, None)).transpose()?;
+        let train = load(train, &data.train)?;
+        let eval_files = eval.map(|(examples, files)| load(examples, files)).transpose()?;
+        let test = test.map(|(examples, files)| load(examples, files)).transpose()?;
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
                 (train.subset(&train_rows), Some(train.subset(&eval_rows)))
             }
-            _ => (train, eval_file),
+            _ => (train, eval_files),
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
         check_metric(&task, &config.train.metric_for_best_model)?;
-        Ok(Self { pretrained, task, train, eval, test })
+        Ok(Self { pretrained, task, train, eval, test, skipped })
     }
 
     /// The splits that there are, by name.
@@ -93,8 +106,17 @@ impl Prepared {
             longest: data.tokens.lengths().into_iter().max().unwrap_or(0),
             truncated: data.tokens.truncated.iter().filter(|t| **t).count(),
             labels: labels(&data.targets),
+            skipped: self.skipped.get(split).cloned().unwrap_or_default(),
         };
         self.splits().map(event).collect()
+    }
+}
+
+/// A key of `rename_labels` that no row has is most likely misspelt.
+fn warn_of_unused(names: &[&str], reporter: &mut dyn Reporter) {
+    for name in names {
+        let message = format!("data.rename_labels has \"{name}\", which is the label of no training row");
+        reporter.event(&Event::Warning { message });
     }
 }
 

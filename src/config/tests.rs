@@ -1,7 +1,7 @@
 //! What a config file means, and the message for each way to get it wrong.
 
 use super::*;
-use crate::data::config::Column;
+use crate::data::config::{Column, EvalSource};
 use crate::train::config::Scheduler;
 use std::fs;
 use tempfile::TempDir;
@@ -68,7 +68,7 @@ fn defaults_are_those_of_the_contract() {
     let config = Place::new("").load(&[]).unwrap();
     assert_eq!(config.train, TrainConfig::default());
     assert_eq!(config.train.learning_rate, 5e-5);
-    assert_eq!(config.data.text, Column::Name("text".into()));
+    assert_eq!(config.data.text, Column::Name("text".into()).into());
     assert_eq!(config.data.label, Column::Name("label".into()));
     assert!(config.data.header);
     assert_eq!(config.data.max_length, 128);
@@ -168,7 +168,7 @@ fn set_goes_over_the_file() {
         .unwrap();
     assert_eq!(config.train.epochs, 5.0);
     assert_eq!(config.train.batch_size, 16);
-    assert_eq!(config.data.text, Column::Index(2));
+    assert_eq!(config.data.text, Column::Index(2).into());
     assert_eq!(config.data.label, Column::Name("a#b".into()));
     assert_eq!(config.data.labels, Some(vec!["x".into(), "y".into()]));
     // A right value repairs a wrong one in the file, before anything is checked.
@@ -216,7 +216,7 @@ fn data_keys_must_fit_each_other() {
         (&["data.max_length=2"], "--set data.max_length=2: data.max_length is 2, expected 3 to 1000000"),
         (&["data.max_length=4", "data.text_pair=b"], "--set data.max_length=4: data.max_length is 4, expected 5"),
         (&["data.labels=[\"a\", \"a\"]"], "--set data.labels=[\"a\", \"a\"]: data.labels has \"a\" twice"),
-        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a fraction"),
+        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a list"),
         (&["data.test="], "--set data.test=: data.test is empty, expected a file name"),
     ];
     for (set, expected) in cases {
@@ -233,11 +233,11 @@ fn paths_are_relative_to_file_or_working_directory() {
     let place = Place::new("");
     let config = place.load(&["data.test=some/test.csv", "data.eval=../dev.csv"]).unwrap();
     assert_eq!(config.model.path, place.path("model").to_str().unwrap());
-    assert_eq!(config.data.train, place.path("train.csv"));
+    assert_eq!(config.data.train, place.path("train.csv").into());
     // Seen from the working directory, which is not the file's.
-    assert_eq!(config.data.test, Some("some/test.csv".into()));
+    assert_eq!(config.data.test, Some(PathBuf::from("some/test.csv").into()));
     let above = std::env::current_dir().unwrap().parent().unwrap().join("dev.csv");
-    assert_eq!(config.data.eval, Some(EvalSource::File(above)));
+    assert_eq!(config.data.eval, Some(EvalSource::Files(above.into())));
     assert_eq!(config.output.dir, Path::new("runs/x"));
 }
 
@@ -308,8 +308,74 @@ fn the_shipped_configs_load() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     RunConfig::load_for_run(&configs.join("quickstart.toml"), &[], None).unwrap();
     let model = format!("model.path={}/examples/models/bert-tiny-4l-128h", env!("CARGO_MANIFEST_DIR"));
-    for name in ["classification", "pair", "regression"] {
-        RunConfig::load(&configs.join(name).with_extension("toml"), std::slice::from_ref(&model)).unwrap();
+    let files: Vec<_> = fs::read_dir(&configs).unwrap().map(|f| f.unwrap().path()).collect();
+    assert!(files.len() >= 16, "{files:?}");
+    for file in files {
+        let config = RunConfig::load(&file, std::slice::from_ref(&model)).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        assert_eq!(config.output.dir, Path::new("runs").join(name));
+        assert!(
+            text.contains(&format!("--config {name}.toml")) || text.contains("--config FILE") || name == "quickstart"
+        );
+    }
+}
+
+#[test]
+fn files_are_one_or_many_with_patterns_and_named_sets() {
+    let place = Place::new("");
+    let run = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        RunConfig::load_for_run(&place.path("c.toml"), &set, None).map_err(|e| e.to_string())
+    };
+    let pattern = |name: &str| format!("data.train={}", place.path(name).display());
+    let config = run(&[&pattern("t*.csv"), "data.eval={ b = \"-\", a = [\"src/main.rs\", \"src/li?.rs\"] }"]).unwrap();
+    assert_eq!(config.data.train.as_slice(), [place.path("test.csv"), place.path("train.csv")], "sorted");
+    let Some(EvalSource::Named(sets)) = &config.data.eval else { panic!("{:?}", config.data.eval) };
+    assert_eq!(sets["a"].as_slice(), [PathBuf::from("src/main.rs"), "src/lib.rs".into()]);
+    let files: Vec<_> = config.data.files().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(files, ["data.train", "data.train", "data.eval", "data.eval", "data.eval"]);
+    // What is saved is what was found.
+    let copy = place.path("copy.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+    let message = run(&[&pattern("no*.csv")]).unwrap_err();
+    assert!(message.contains("data.train is ") && message.ends_with("which no file matches"), "{message}");
+    for (set, expected) in [
+        ("data.train=[]", "data.train is [], expected a file name (string) or a list of them"),
+        ("data.train=3", "data.train is 3, expected a file name (string)"),
+        ("data.eval={}", "data.eval is an empty table"),
+        ("data.eval={ train = \"a.csv\" }", "data.eval names a set \"train\"; choose another name"),
+        ("data.train=[\"-\", \"-\"]", "data.train is \"-\", but standard input can be read only once"),
+    ] {
+        let message = run(&[set]).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn keys_of_the_layout_must_fit_the_files() {
+    let place = Place::new("");
+    for (set, expected) in [
+        (vec!["data.encoding=latin"], "data.encoding: \"latin\" is not a known encoding; give a name such as utf-8"),
+        (vec!["data.delimiter=;;"], "data.delimiter: expected one ASCII character"),
+        (vec!["data.pattern=(.*)"], "has no named group"),
+        (vec!["data.pattern=(?P<text>"], "is not a regular expression: unclosed group"),
+        (vec!["data.format=pattern"], "data.format is \"pattern\"; add data.pattern"),
+        (vec!["data.format=csv", "data.pattern=(?P<text>.)"], "data.pattern is set, but data.format is \"csv\""),
+        (
+            vec!["data.train=a.jsonl.gz", "data.delimiter=;"],
+            "data.delimiter is set, but a.jsonl.gz is jsonl; it is for",
+        ),
+        (vec!["data.train=a.jsonl.gz", "data.text=[0, 1]"], "data.text is 0, expected a name: a.jsonl.gz is jsonl"),
+        (vec!["data.text=[\"a\", \"a\"]"], "data.text has \"a\" twice; each column once"),
+        (vec!["data.text=[\"a\", \"label\"]"], "data.label is \"label\", the same column as data.text"),
+        (vec!["data.on_bad_row=drop"], "data.on_bad_row is drop, expected one of error, skip"),
+        (vec!["data.rename_labels={ a = 1 }"], "data.rename_labels.a is 1, expected a string"),
+        (vec!["task.kind=regression", "data.rename_labels.a=b"], "data.rename_labels is set, but regression has"),
+    ] {
+        let message = place.error(&set);
+        assert!(message.contains(expected), "{message}");
     }
 }
 
