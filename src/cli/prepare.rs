@@ -19,6 +19,8 @@ pub struct Prepared {
     pub train: Dataset,
     pub eval: Option<Dataset>,
     pub test: Option<Dataset>,
+    /// `train.class_weights` in label order.
+    pub class_weights: Option<Vec<f32>>,
 }
 
 impl Prepared {
@@ -68,7 +70,9 @@ impl Prepared {
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
         check_metric(&task, &config.train.metric_for_best_model)?;
-        Ok(Self { pretrained, task, train, eval, test })
+        let weights = config.train.class_weights.as_ref();
+        let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
+        Ok(Self { pretrained, task, train, eval, test, class_weights })
     }
 
     /// The splits that there are, by name.

@@ -142,6 +142,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         train: &prepared.train,
         eval: prepared.eval.as_ref(),
         config: &config.train,
+        class_weights: prepared.class_weights.as_deref(),
         run: &run,
         source: &prepared.pretrained,
         extra: &extra,
@@ -252,6 +253,9 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("train.gradient_accumulation_steps".into(), json!(train.gradient_accumulation_steps));
     map.insert("train.precision on this machine".into(), json!(precision.name()));
     map.insert("train.group_by_length".into(), json!(train.group_by_length));
+    // Keys that are not set are null.
+    map.insert("train.class_weights".into(), json!(prepared.class_weights));
+    map.insert("train.focal_gamma".into(), json!(Some(train.focal_gamma).filter(|g| *g > 0.0)));
     for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {
         map.insert(format!("the digest of the {split} rows"), json!(digest(data)));
     }

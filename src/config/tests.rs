@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::config::Column;
+use crate::train::class_weights::ClassWeights;
 use crate::train::config::Scheduler;
 use std::fs;
 use tempfile::TempDir;
@@ -158,6 +159,31 @@ fn tasks_of_later_versions_are_told_from_typos() {
     let later = place.error(&["task.kind=tokens"]);
     assert!(later.contains("\"tokens\" is not in this version; it has classification and regression"), "{later}");
     assert!(place.error(&["task.kind=regresion"]).ends_with("; did you mean regression?"));
+}
+
+#[test]
+fn class_weights_are_a_word_or_a_table() {
+    let place = Place::new("class_weights = { \"very good\" = 2, bad = 0.5 }\nfocal_gamma = 1");
+    let config = place.load(&[]).unwrap();
+    let table = [("bad".to_owned(), 0.5), ("very good".to_owned(), 2.0)].into();
+    assert_eq!(config.train.class_weights, Some(ClassWeights::Table(table)));
+    // Written and read again.
+    let copy = place.path("copy.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+    let set = place.load(&["train.class_weights=balanced"]).unwrap();
+    assert_eq!(set.train.class_weights, Some(ClassWeights::Balanced));
+    let set = place.load(&["train.class_weights.bad=3"]).unwrap().train.class_weights;
+    assert_eq!(set, Some(ClassWeights::Table([("bad".to_owned(), 3.0), ("very good".to_owned(), 2.0)].into())));
+    let expected = "expected \"balanced\" or a table of weights by label, such as { positive = 2.0, negative = 1.0 }";
+    assert_error("class_weights = \"balance\"", &format!("train.class_weights is \"balance\", {expected}"));
+    assert_error("class_weights = 2.0", &format!("train.class_weights is 2.0, {expected}"));
+    assert_error("class_weights = { a = \"x\" }", "train.class_weights.a is \"x\", expected a number");
+    assert_error(
+        "class_weights = { a = 0 }",
+        "train.class_weights has 0 for the label \"a\", expected a number above 0, at most 1e6",
+    );
+    assert_error("focal_gamma = -1", "train.focal_gamma is -1, expected a number from 0 (off) to 10");
 }
 
 #[test]

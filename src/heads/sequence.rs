@@ -1,12 +1,13 @@
 //! Classification and regression of whole rows, as `BertForSequenceClassification`: pooler (dense, tanh) on `[CLS]`, dropout,
 //! classifier; cross-entropy or mean squared error.
 
+use super::Objective;
 use crate::data::Targets;
 use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Params};
 use crate::ops::dropout::Dropout;
-use candle_core::{D, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 /// The head's parameters live in the arenas; candle's autograd sees copies of them (they are small).
 #[derive(Debug)]
@@ -81,26 +82,12 @@ impl SequenceHead {
         Ok(HeadPass { hidden, params: vars, logits })
     }
 
-    /// Σ over rows of the loss of `logits: [rows, labels]`. `smoothing` spreads that share of each class target over all
-    /// classes (Szegedy et al. 2016, as `transformers` does it).
-    pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, smoothing: f64) -> Result<Tensor> {
-        let device = logits.device();
+    /// Σ over rows of the loss of `logits: [rows, labels]`; `objective` says how classes are weighted.
+    pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, objective: &Objective) -> Result<Tensor> {
         match (self.task, targets) {
-            (TaskKind::Classification, Targets::Class(classes)) => {
-                let top = logits.max_keepdim(D::Minus1)?.detach();
-                let shifted = logits.broadcast_sub(&top)?;
-                let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-                let log_p = shifted.broadcast_sub(&log_sum)?;
-                let index = Tensor::from_slice(classes, (classes.len(), 1), device)?;
-                let nll = log_p.gather(&index, 1)?.sum_all()?.neg()?;
-                if smoothing == 0.0 {
-                    return Ok(nll);
-                }
-                let uniform = (log_p.sum_all()?.neg()? / self.labels as f64)?;
-                Ok(((nll * (1.0 - smoothing))? + (uniform * smoothing)?)?)
-            }
+            (TaskKind::Classification, Targets::Class(classes)) => objective.cross_entropy_sum(logits, classes),
             (TaskKind::Regression, Targets::Value(values)) => {
-                let wanted = Tensor::from_slice(values, (values.len(), 1), device)?;
+                let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;
                 Ok((logits - wanted)?.sqr()?.sum_all()?)
             }
             _ => Err(Error::Failed("the targets do not fit the task".into())),

@@ -1,5 +1,6 @@
 //! The `[train]` table: names and defaults of `transformers.TrainingArguments` where it has them.
 
+use super::class_weights::ClassWeights;
 use crate::data::config::{Invalid, TaskKind};
 use crate::metrics::{self, Family};
 use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
@@ -107,6 +108,11 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: usize,
     /// Share of each target spread over all labels, in [0, 1). Default 0.
     pub label_smoothing_factor: f64,
+    /// Weight of each label in the loss: "balanced", or a table by label name. Default: all equal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// The γ of the focal loss (Lin et al. 2017), which counts rows less the better they are known; 0 is off. Default 0.
+    pub focal_gamma: f64,
     /// Seed of shuffling, dropout, new weights and the split of `data.eval`. Default 42.
     pub seed: u64,
     /// Default f32.
@@ -156,6 +162,8 @@ impl Default for TrainConfig {
             warmup_steps: 0,
             gradient_accumulation_steps: 1,
             label_smoothing_factor: 0.0,
+            class_weights: None,
+            focal_gamma: 0.0,
             seed: 42,
             precision: Precision::F32,
             logging_steps: 500,
@@ -205,9 +213,28 @@ impl TrainConfig {
             let message = "is \"constant\", which has no warmup, but a warmup is set; use \"constant_with_warmup\"";
             return Err(Invalid::new("train.lr_scheduler_type", message));
         }
-        if task == TaskKind::Regression && self.label_smoothing_factor > 0.0 {
-            let message = "is set, but regression has no labels to smooth; remove the key";
-            return Err(Invalid::new("train.label_smoothing_factor", message));
+        self.check_objective(task)
+    }
+
+    fn check_objective(&self, task: TaskKind) -> Result<(), Invalid> {
+        let set = [
+            ("train.label_smoothing_factor", self.label_smoothing_factor > 0.0, "labels to smooth"),
+            ("train.class_weights", self.class_weights.is_some(), "classes to weight"),
+            ("train.focal_gamma", self.focal_gamma > 0.0, "focal loss"),
+        ];
+        for (key, _, what) in set.iter().filter(|(_, set, _)| task == TaskKind::Regression && *set) {
+            return Err(Invalid::new(key, format!("is set, but regression has no {what}; remove the key")));
+        }
+        if self.focal_gamma > 0.0 && self.label_smoothing_factor > 0.0 {
+            let message =
+                "is set beside train.label_smoothing_factor, which the focal loss does not define; remove one";
+            return Err(Invalid::new("train.focal_gamma", message));
+        }
+        if let Some(ClassWeights::Table(table)) = &self.class_weights {
+            for (label, w) in table.iter().filter(|(_, w)| !(**w > 0.0 && **w <= 1e6)) {
+                let message = format!("has {w} for the label \"{label}\", expected a number above 0, at most 1e6");
+                return Err(Invalid::new("train.class_weights", message));
+            }
         }
         Ok(())
     }
@@ -223,6 +250,7 @@ impl TrainConfig {
         let norm = "a finite number, 0 (no clipping) or above";
         number("train.max_grad_norm", self.max_grad_norm, |x| x >= 0.0 && x.is_finite(), norm)?;
         number("train.warmup_ratio", self.warmup_ratio, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")?;
+        number("train.focal_gamma", self.focal_gamma, |x| (0.0..=10.0).contains(&x), "a number from 0 (off) to 10")?;
         number("train.label_smoothing_factor", self.label_smoothing_factor, below_one, "a number from 0 to below 1")
     }
 
@@ -322,7 +350,7 @@ mod tests {
     #[test]
     fn every_range_is_checked() {
         type Change = fn(&mut TrainConfig);
-        let wrong: [(&str, Change); 19] = [
+        let wrong: [(&str, Change); 21] = [
             ("train.epochs", |c| c.epochs = 0.0),
             ("train.epochs", |c| c.epochs = f64::NAN),
             ("train.max_steps", |c| c.max_steps = Some(0)),
@@ -338,6 +366,8 @@ mod tests {
             ("train.warmup_ratio", |c| c.warmup_ratio = 1.1),
             ("train.gradient_accumulation_steps", |c| c.gradient_accumulation_steps = 0),
             ("train.label_smoothing_factor", |c| c.label_smoothing_factor = 1.0),
+            ("train.focal_gamma", |c| c.focal_gamma = -1.0),
+            ("train.class_weights", |c| c.class_weights = Some(ClassWeights::Table([("a".into(), 0.0)].into()))),
             ("train.logging_steps", |c| c.logging_steps = 0),
             ("train.save_steps", |c| c.save_steps = Some(0)),
             ("train.early_stopping_patience", |c| c.early_stopping_patience = Some(0)),
@@ -358,6 +388,13 @@ mod tests {
         assert_eq!(stop.check(TaskKind::Classification, false).unwrap_err().key, "train.early_stopping_patience");
         let smooth = TrainConfig { label_smoothing_factor: 0.1, ..TrainConfig::default() };
         assert_eq!(smooth.check(TaskKind::Regression, true).unwrap_err().key, "train.label_smoothing_factor");
+        let focal = TrainConfig { focal_gamma: 2.0, ..TrainConfig::default() };
+        assert_eq!(focal.check(TaskKind::Regression, true).unwrap_err().key, "train.focal_gamma");
+        let both = TrainConfig { label_smoothing_factor: 0.1, ..focal };
+        assert_eq!(both.check(TaskKind::Classification, true).unwrap_err().key, "train.focal_gamma");
+        let weights = TrainConfig { class_weights: Some(ClassWeights::Balanced), ..TrainConfig::default() };
+        assert_eq!(weights.check(TaskKind::Classification, true), Ok(()));
+        assert_eq!(weights.check(TaskKind::Regression, true).unwrap_err().key, "train.class_weights");
         let warm = TrainConfig { warmup_steps: 5, lr_scheduler_type: Scheduler::Constant, ..TrainConfig::default() };
         assert_eq!(warm.check(TaskKind::Classification, true).unwrap_err().key, "train.lr_scheduler_type");
     }

@@ -1,5 +1,6 @@
 //! One training run: the loop, evaluation, checkpoints and what is reported.
 
+pub mod class_weights;
 pub mod config;
 pub mod eval;
 pub mod log;

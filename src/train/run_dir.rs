@@ -187,9 +187,12 @@ impl Identity {
     /// [`Error::Input`] that names the first key in which the two differ.
     pub fn must_equal(&self, saved: &Self, checkpoint: &Path) -> Result<()> {
         let short = |v: Option<&serde_json::Value>| {
-            v.map_or_else(|| "nothing".into(), |v| v.to_string().chars().take(60).collect::<String>())
+            let value = v.filter(|v| !v.is_null());
+            value.map_or_else(|| "not set".into(), |v| v.to_string().chars().take(60).collect::<String>())
         };
-        match self.0.iter().find(|(key, value)| saved.0.get(*key) != Some(value)) {
+        // A key that an older checkpoint does not know was not set.
+        let differs = |key: &str, value| saved.0.get(key).unwrap_or(&serde_json::Value::Null) != value;
+        match self.0.iter().find(|(key, value)| differs(key, *value)) {
             Some((key, value)) => Err(Error::in_file(
                 checkpoint,
                 format!(
@@ -218,9 +221,10 @@ pub struct State {
     pub train_seconds: f64,
     pub tokens: u64,
     pub samples: u64,
-    /// Σ loss and rows since the last `step` event.
+    /// Σ loss since the last `step` event, and what it is divided by for the mean (rows, or their class weights).
     pub logged_loss: f64,
-    pub logged_rows: u64,
+    #[serde(alias = "logged_rows")]
+    pub logged_divisor: f64,
     /// Length of `events.jsonl` when the checkpoint was taken.
     pub events_bytes: u64,
 }

@@ -18,6 +18,8 @@ pub struct Trainer<'a> {
     pub train: &'a Dataset,
     pub eval: Option<&'a Dataset>,
     pub config: &'a TrainConfig,
+    /// `train.class_weights` in label order.
+    pub class_weights: Option<&'a [f32]>,
     pub run: &'a RunDir,
     /// Where the tokenizer and `config.json` of the saved model come from.
     pub source: &'a Pretrained,
@@ -82,7 +84,8 @@ impl Trainer<'_> {
     /// [`Error::Interrupted`] after a checkpoint when the reporter asks to stop.
     pub fn run(mut self, mut state: State) -> Result<Outcome> {
         let (per_epoch, total) = count_steps(self.config, self.train.len());
-        let step_config = StepConfig::new(self.config, total);
+        let mut step_config = StepConfig::new(self.config, total);
+        step_config.objective.class_weights = self.class_weights.map(<[f32]>::to_vec);
         let mut session = Session::default();
         let (mut order, mut order_of) = (vec![], None);
         self.model.recompute_activations(self.config.gradient_checkpointing);
@@ -146,12 +149,12 @@ impl Trainer<'_> {
         state.tokens += tokens;
         state.samples += passed.rows as u64;
         state.logged_loss += passed.loss_sum;
-        state.logged_rows += passed.rows as u64;
+        state.logged_divisor += passed.divisor;
         self.reporter.progress(Progress {
             phase: Phase::Train,
             done: state.step,
             total: config.schedule.total,
-            loss: passed.loss_sum / passed.rows as f64,
+            loss: passed.loss_sum / passed.divisor,
             learning_rate: session.learning_rate,
             tokens_per_second: session.tokens_per_second(),
         });
@@ -163,12 +166,12 @@ impl Trainer<'_> {
             step: state.step,
             total_steps: total,
             epoch: state.step as f64 / per_epoch as f64,
-            loss: state.logged_loss / state.logged_rows as f64,
+            loss: state.logged_loss / state.logged_divisor,
             learning_rate: session.learning_rate,
             grad_norm: session.grad_norm,
             tokens_per_second: session.tokens_per_second(),
         };
-        (state.logged_loss, state.logged_rows) = (0.0, 0);
+        (state.logged_loss, state.logged_divisor) = (0.0, 0.0);
         self.emit(&event)
     }
 
