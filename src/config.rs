@@ -7,6 +7,7 @@ mod source;
 use crate::data::config::{DataConfig, EvalSource, Invalid, TaskKind};
 use crate::error::{Error, Result};
 use crate::train::config::TrainConfig;
+use crate::train::eval_config::EvalConfig;
 use serde::{Deserialize, Serialize};
 use source::{Source, Texts};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub struct RunConfig {
     pub data: DataConfig,
     #[serde(default)]
     pub train: TrainConfig,
+    #[serde(default, skip_serializing_if = "EvalConfig::is_default")]
+    pub eval: EvalConfig,
     pub output: OutputConfig,
 }
 
@@ -115,7 +118,8 @@ impl RunConfig {
             return Err(Invalid::new("output.dir", "is empty, expected a directory to write"));
         }
         self.data.check(self.task.kind)?;
-        self.train.check(self.task.kind, self.data.eval.is_some())
+        self.train.check(self.task.kind, self.data.eval.is_some())?;
+        self.eval.check(self.task.kind, self.data.eval.is_some(), self.data.test.is_some())
     }
 
     fn resolve_paths(&mut self, source: &Source, file: &Path) -> Result<()> {

@@ -136,3 +136,117 @@ fn class_weights_and_focal_loss() {
     assert_eq!(resume(&table, "balanced").code, 0);
     assert!(w.read("balanced/config.toml").contains("1.5"));
 }
+
+/// Rows of a file with what `predict` says about them: (true label is the positive one, its probability, label, channel).
+fn predicted(w: &Workplace, model: &str, file: &str) -> Vec<(bool, f64, String, String)> {
+    let ran = w.run(&["predict", "--model", model, file]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let answers = ran.out.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let mut csv = csv::Reader::from_path(w.path(file)).unwrap();
+    let rows = csv.records().map(|r| r.unwrap());
+    rows.zip(answers)
+        .map(|(row, answer)| {
+            let p = number(&answer["scores"][POSITIVE]);
+            (&row[2] == POSITIVE, p, answer["label"].as_str().unwrap().to_owned(), row[1].to_owned())
+        })
+        .collect()
+}
+
+/// Share of pairs of a positive and a negative row that the probabilities order rightly, a tie counting half.
+fn roc_auc(rows: &[(bool, f64, String, String)]) -> f64 {
+    let of = |positive: bool| rows.iter().filter(move |r| r.0 == positive).map(|r| r.1);
+    let pairs: Vec<f64> = of(true)
+        .flat_map(|p| {
+            of(false).map(move |n| {
+                if p > n {
+                    1.0
+                } else if p == n {
+                    0.5
+                } else {
+                    0.0
+                }
+            })
+        })
+        .collect();
+    pairs.iter().sum::<f64>() / pairs.len() as f64
+}
+
+#[test]
+fn ranking_threshold_and_slices() {
+    let w = Workplace::new();
+    let set = ["eval.tune_threshold=f1", "eval.slice_by=channel", "train.metric_for_best_model=roc_auc"];
+    let ran = w.train(&set, &[]);
+    let evals = ran.events("eval");
+    // Two epochs, the tuned eval set, the test set.
+    assert_eq!(evals.len(), 4);
+    let [tuned, test] = &evals[2..] else { panic!() };
+    assert_eq!((tuned["split"].as_str(), test["split"].as_str()), (Some("eval"), Some("test")));
+    assert!(evals[1]["metrics"].get("threshold").is_none());
+    let threshold = number(&tuned["metrics"]["threshold"]);
+    assert_eq!(number(&test["metrics"]["threshold"]), threshold);
+    assert_eq!(number(&w.json("run/model/bertft.json")["threshold"]), threshold);
+    let done = &ran.events("done")[0]["metrics"];
+    assert_eq!((&done["eval"], &done["test"]), (&tuned["metrics"], &test["metrics"]));
+    assert_eq!((&done["slices"]["eval"], &done["slices"]["test"]), (&tuned["slices"], &test["slices"]));
+    assert_eq!(&w.json("run/metrics.json"), done);
+
+    // What predict says is what was scored: its labels follow the threshold, no other threshold has a better F1.
+    let rows = predicted(&w, "run", "dev.csv");
+    assert_eq!(rows.len(), 36);
+    let f1 = |calls: &dyn Fn(&(bool, f64, String, String)) -> bool| {
+        let both = rows.iter().filter(|r| calls(r) && r.0).count() as f64;
+        2.0 * both / (rows.iter().filter(|r| calls(r)).count() as f64 + 20.0)
+    };
+    let got = f1(&|r| r.2 == POSITIVE);
+    assert!(rows.iter().all(|r| (r.2 == POSITIVE) == (r.1 >= threshold)));
+    assert!((got - number(&tuned["metrics"]["f1"])).abs() < 1e-9, "{got} {tuned}");
+    for row in &rows {
+        assert!(f1(&|r| r.1 >= row.1) <= got + 1e-9, "{} is better than {threshold}", row.1);
+    }
+    let auc = number(&tuned["metrics"]["roc_auc"]);
+    assert!((roc_auc(&rows) - auc).abs() < 1e-9 && auc > 0.5, "{auc}");
+    assert!(number(&tuned["metrics"]["average_precision"]) > 0.5);
+
+    // eval uses the threshold too, and has slices of its own.
+    let ran = w.run(&["eval", "--model", "run", "--data", "dev.csv", "--json", "--slice-by", "channel"]);
+    let eval = &ran.events("eval")[0];
+    assert_eq!(eval["metrics"]["f1"], tuned["metrics"]["f1"]);
+    assert_eq!(eval["metrics"]["threshold"], tuned["metrics"]["threshold"]);
+    let slices = eval["slices"].as_object().unwrap();
+    assert_eq!(slices.keys().collect::<Vec<_>>(), ["app", "post", "web"]);
+    for (channel, slice) in slices {
+        let rows: Vec<_> = rows.iter().filter(|r| r.3 == *channel).collect();
+        assert_eq!(slice["samples"], rows.len());
+        let right = rows.iter().filter(|r| (r.2 == POSITIVE) == r.0).count() as f64 / rows.len() as f64;
+        assert!((number(&slice["metrics"]["accuracy"]) - right).abs() < 1e-9, "{channel}: {slice}");
+    }
+    assert!(slices["post"]["metrics"]["roc_auc"].is_number(), "one row of each label");
+    let shown = w.run(&["eval", "--model", "run", "--data", "dev.csv", "--slice-by", "channel"]);
+    assert!(shown.out.contains("dev.csv      rows        loss    accuracy"), "{}", shown.out);
+    assert!(shown.out.lines().any(|l| l.starts_with("post            2  ")), "{}", shown.out);
+    // A metric that is not defined does not pass a gate.
+    let one = "text,channel,label\nmy card is gone,app,".to_owned() + POSITIVE + "\n";
+    fs::write(w.path("one.csv"), one).unwrap();
+    let gate = w.run(&["eval", "--model", "run", "--data", "one.csv", "--fail-under", "roc_auc=0"]);
+    assert_eq!(gate.code, 3, "{}", gate.err);
+    assert!(gate.err.contains("roc_auc is not defined"), "{}", gate.err);
+    w.run(&["eval", "--model", "run", "--data", "dev.csv", "--slice-by", "chanel"]).refused(&["chanel", "channel"]);
+}
+
+#[test]
+fn eval_options_that_cannot_do_anything_are_refused() {
+    let w = Workplace::new();
+    let refused = |set: &[&str], says: &[&str]| w.train(set, &["--dry-run"]).refused(says);
+    refused(&["eval.tune_threshold=f2"], &["eval.tune_threshold is f2", "f1, accuracy, balanced_accuracy, mcc"]);
+    refused(&["eval.slice_by=chanel"], &["chanel", "did you mean", "channel", "eval.slice_by"]);
+    refused(&["eval.slice=channel"], &["eval.slice is not a known key", "the keys of [eval] are tune_threshold, slice_by"]);
+    refused(&["eval.tune_threshold=f1", "task.kind=regression"], &["eval.tune_threshold", "regression"]);
+    fs::write(w.path("three.csv"), "text,label\na,x\nb,y\nc,z\nd,x\n").unwrap();
+    let three = ["data.train=three.csv", "data.eval=three.csv", "data.test=three.csv"];
+    refused(&[&three[..], &["eval.tune_threshold=f1"]].concat(), &["eval.tune_threshold", "3 labels"]);
+    // Eval rows from the training file bring the column along.
+    let ran = w.train(&["data.eval=0.25", "eval.slice_by=channel", "train.max_steps=1"], &[]);
+    let eval = &ran.events("eval")[0];
+    let counts = eval["slices"].as_object().unwrap().values().map(|s| s["samples"].as_u64().unwrap());
+    assert_eq!(counts.sum::<u64>(), eval["samples"].as_u64().unwrap());
+}

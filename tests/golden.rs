@@ -318,6 +318,7 @@ fn save(model: &Model, dir: &Path, source: &Path) {
         label: Column::Name("label".into()),
         header: true,
         max_length: 40,
+        threshold: None,
     };
     model.save(dir, &Pretrained::open(source).unwrap(), &extra).unwrap();
 }

@@ -46,8 +46,9 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         None => Reader::from_stream(std::io::stdin(), "standard input", &options)?,
     };
     let mut output = args.output.as_deref().map(Output::create).transpose()?;
-    let (batch_size, max_length) = (scoring.batch_size, scoring.max_length);
-    let mut predictor = Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length);
+    let (batch_size, max_length, threshold) = (scoring.batch_size, scoring.max_length, scoring.threshold());
+    let mut predictor =
+        Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length).with_threshold(threshold);
     for chunk in chunks(reader, CHUNK) {
         let mut lines = String::new();
         for prediction in predictor.predict(&chunk?)? {

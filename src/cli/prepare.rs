@@ -2,6 +2,7 @@
 
 use crate::config::RunConfig;
 use crate::data::config::{EvalSource, TaskKind};
+use crate::data::slices::Slices;
 use crate::data::{
     Dataset, LabelMap, ReadOptions, Targets, Tokenizer, labels::value_targets, read_examples, split_fraction,
 };
@@ -9,6 +10,8 @@ use crate::error::{Error, Result};
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
+use crate::train::eval::EvalSet;
+use crate::train::eval_config::EvalConfig;
 use crate::train::log::{Event, Phase, Progress, Reporter};
 use std::path::{Path, PathBuf};
 
@@ -17,8 +20,10 @@ pub struct Prepared {
     pub pretrained: Pretrained,
     pub task: Task,
     pub train: Dataset,
-    pub eval: Option<Dataset>,
-    pub test: Option<Dataset>,
+    /// Named `eval`, if there is one.
+    pub eval: Vec<EvalSet>,
+    /// Named `test`.
+    pub test: Option<EvalSet>,
     /// `train.class_weights` in label order.
     pub class_weights: Option<Vec<f32>>,
 }
@@ -35,15 +40,19 @@ impl Prepared {
             text: data.text.clone(),
             text_pair: data.text_pair.clone(),
             label: Some(data.label.clone()),
+            slice: config.eval.slice_by.clone(),
             header: data.header,
         };
-        let train = read_examples(&data.train, &options)?;
+        // What is only learnt from needs no groups.
+        let splits = matches!(data.eval, Some(EvalSource::Fraction(_)));
+        let slice = options.slice.clone().filter(|_| splits);
+        let train = read_examples(&data.train, &ReadOptions { slice, ..options.clone() })?;
         let labels = match (config.task.kind, &data.labels) {
             (TaskKind::Regression, _) => None,
             (_, Some(names)) => Some(LabelMap::new(names.clone())?),
             (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train)?),
         };
-        let mut load = |file: &PathBuf, examples: Option<Vec<_>>| {
+        let mut load = |name: &str, file: &PathBuf, examples: Option<Vec<_>>| {
             let examples = match examples {
                 Some(e) => e,
                 None => read_examples(file, &options)?,
@@ -52,33 +61,38 @@ impl Prepared {
                 Some(map) => map.targets(&examples, file)?,
                 None => value_targets(&examples, file)?,
             };
-            dataset(&pretrained, &tokenizer, &examples, targets, file, data.max_length, reporter)
+            let slices = Slices::from_examples(&examples, file)?;
+            let data = dataset(&pretrained, &tokenizer, &examples, targets, file, data.max_length, reporter)?;
+            Ok::<_, Error>(EvalSet { name: name.into(), data, slices })
         };
-        let train = load(&data.train, Some(train))?;
+        let all = load("train", &data.train, Some(train))?;
         let eval_file = match &data.eval {
-            Some(EvalSource::File(file)) => Some(load(file, None)?),
+            Some(EvalSource::File(file)) => Some(load("eval", file, None)?),
             _ => None,
         };
-        let test = data.test.as_ref().map(|file| load(file, None)).transpose()?;
+        let test = data.test.as_ref().map(|file| load("test", file, None)).transpose()?;
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
-                let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
-                (train.subset(&train_rows), Some(train.subset(&eval_rows)))
+                let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
+                let slices = all.slices.map(|s| s.subset(&eval_rows));
+                let eval = EvalSet { name: "eval".into(), data: all.data.subset(&eval_rows), slices };
+                (all.data.subset(&train_rows), vec![eval])
             }
-            _ => (train, eval_file),
+            _ => (all.data, eval_file.into_iter().collect()),
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
         check_metric(&task, &config.train.metric_for_best_model)?;
+        check_threshold(&task, &config.eval)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
         Ok(Self { pretrained, task, train, eval, test, class_weights })
     }
 
     /// The splits that there are, by name.
-    pub fn splits(&self) -> impl Iterator<Item = (&'static str, &Dataset)> {
-        let splits = [("train", Some(&self.train)), ("eval", self.eval.as_ref()), ("test", self.test.as_ref())];
-        splits.into_iter().filter_map(|(name, data)| Some((name, data?)))
+    pub fn splits(&self) -> impl Iterator<Item = (&str, &Dataset)> {
+        let scored = self.eval.iter().chain(&self.test).map(|set| (set.name.as_str(), &set.data));
+        std::iter::once(("train", &self.train)).chain(scored)
     }
 
     /// One `data` event a split.
@@ -118,6 +132,17 @@ fn check_metric(task: &Task, metric: &str) -> Result<()> {
     Err(Error::input(format!(
         "train.metric_for_best_model is \"{metric}\", but with {classes} labels there is {listed}"
     )))
+}
+
+/// A threshold decides between two labels, which the data have or not.
+fn check_threshold(task: &Task, config: &EvalConfig) -> Result<()> {
+    let labels = task.labels.len();
+    match config.tune_threshold {
+        Some(_) if labels != 2 => Err(Error::input(format!(
+            "eval.tune_threshold is set, but there are {labels} labels, and a threshold decides between two; remove the key"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Tokenises rows and checks their ids against the model.

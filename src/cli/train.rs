@@ -8,15 +8,16 @@ use crate::data::config::EvalSource;
 use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
 use crate::error::{Error, Result};
+use crate::metrics::threshold::Criterion;
 use crate::model::{BertftJson, Model};
 use crate::nn::params::Spec;
 use crate::nn::workspace::Space;
 use crate::train::config::{Precision, TrainConfig};
-use crate::train::eval::evaluate;
+use crate::train::eval::{EvalSet, Scored, SetScores, evaluate};
 use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
-use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
+use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps, final_eval};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -83,7 +84,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let (_, total_steps) = count_steps(&config.train, prepared.train.len());
     let identity = identity(&config, precision, &prepared);
     model.params.start_training()?;
-    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).collect();
+    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).map(|set| &set.data).collect();
     // Before a checkpoint fills the moments: what it touches is in the estimate.
     let memory = estimate_memory(&model, &prepared.train, &scored, &config.train);
     let state = if args.resume { run.load_checkpoint(&mut model, &identity)? } else { State::default() };
@@ -136,11 +137,12 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         label: config.data.label.clone(),
         header: config.data.header,
         max_length: config.data.max_length,
+        threshold: None,
     };
     let outcome = Trainer {
         model: &mut model,
         train: &prepared.train,
-        eval: prepared.eval.as_ref(),
+        eval: &prepared.eval,
         config: &config.train,
         class_weights: prepared.class_weights.as_deref(),
         run: &run,
@@ -152,56 +154,86 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         started,
     }
     .run(state)?;
-    finish(&config, &prepared, &run, model, outcome, log, ui)
+    Closing { config: &config, prepared: &prepared, run: &run, model, outcome, extra, log, ui }.finish()
 }
 
-/// Scores the test split with the best model and closes the run.
-fn finish(
-    config: &RunConfig,
-    prepared: &Prepared,
-    run: &RunDir,
-    mut model: Model,
+/// A run whose training is over, with the best model loaded.
+struct Closing<'a> {
+    config: &'a RunConfig,
+    prepared: &'a Prepared,
+    run: &'a RunDir,
+    model: Model,
     outcome: Outcome,
-    mut log: EventLog,
-    ui: &mut Ui,
-) -> Result<()> {
-    let state = &outcome.state;
-    let mut test_metrics = None;
-    if let Some(test) = &prepared.test {
-        let result = evaluate(&mut model, test, config.train.eval_batch_size, ui)?;
-        let event = Event::Eval {
-            split: "test".into(),
-            step: state.best.as_ref().map_or(state.step, |b| b.step),
-            epoch: outcome.epochs,
-            samples: result.samples,
-            seconds: result.seconds,
-            samples_per_second: result.samples as f64 / result.seconds,
-            metrics: result.metrics.clone(),
-            best: false,
+    extra: BertftJson,
+    log: EventLog,
+    ui: &'a mut Ui,
+}
+
+impl Closing<'_> {
+    /// Tunes the threshold if that is asked for, scores the test split and closes the run.
+    fn finish(mut self) -> Result<()> {
+        let mut scores = match self.config.eval.tune_threshold {
+            Some(criterion) => self.tune(criterion)?,
+            None => final_eval(&self.outcome.state).to_vec(),
         };
-        log.write(&event)?;
-        ui.event(&event);
-        test_metrics = Some(result.metrics);
+        let test = self.prepared.test.as_ref().map(|test| self.score(test)).transpose()?;
+        scores.extend(test);
+        let metrics = collect_metrics(&scores)?;
+        let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::Failed(e.to_string()))?;
+        self.run.write("metrics.json", &(text + "\n"))?;
+        let model_dir = self.run.model().display().to_string();
+        let state = &self.outcome.state;
+        let done = Event::Done {
+            steps: state.step,
+            epochs: self.outcome.epochs,
+            train_seconds: state.train_seconds,
+            samples_per_second: state.samples as f64 / state.train_seconds,
+            tokens_per_second: state.tokens as f64 / state.train_seconds,
+            first_step_seconds: self.outcome.first_step_seconds,
+            peak_rss_bytes: peak_rss_bytes(),
+            model: model_dir.clone(),
+            metrics,
+        };
+        self.emit(&done)?;
+        self.ui.note(&next_commands(self.config, &model_dir));
+        Ok(())
     }
-    let metrics = collect_metrics(state, test_metrics.as_ref())?;
-    let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::Failed(e.to_string()))?;
-    run.write("metrics.json", &(text + "\n"))?;
-    let model_dir = run.model().display().to_string();
-    let done = Event::Done {
-        steps: state.step,
-        epochs: outcome.epochs,
-        train_seconds: state.train_seconds,
-        samples_per_second: state.samples as f64 / state.train_seconds,
-        tokens_per_second: state.tokens as f64 / state.train_seconds,
-        first_step_seconds: outcome.first_step_seconds,
-        peak_rss_bytes: peak_rss_bytes(),
-        model: model_dir.clone(),
-        metrics,
-    };
-    log.write(&done)?;
-    ui.event(&done);
-    ui.note(&next_commands(config, &model_dir));
-    Ok(())
+
+    /// Saves the threshold that is best on the first eval set with the model; returns the scores of all sets with it.
+    fn tune(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
+        let sets = &self.prepared.eval;
+        let Some(first) = sets.first() else { return Ok(vec![]) };
+        let batch_size = self.config.train.eval_batch_size;
+        let tuned = Scored::new(&mut self.model, &first.data, batch_size, self.ui)?.best_threshold(criterion);
+        match tuned {
+            Some(tuned) => {
+                self.extra.threshold = Some(tuned.threshold);
+                self.extra.write(&self.run.model())?;
+            }
+            None => {
+                let message = "eval.tune_threshold: the eval data have rows of one label only, so there is no best threshold; \
+                               the more probable label is predicted";
+                self.emit(&Event::Warning { message: message.into() })?;
+            }
+        }
+        sets.iter().map(|set| self.score(set)).collect()
+    }
+
+    /// Scores a set with the best model and the threshold in force.
+    fn score(&mut self, set: &EvalSet) -> Result<SetScores> {
+        let threshold = self.extra.threshold;
+        let result = evaluate(&mut self.model, set, self.config.train.eval_batch_size, threshold, self.ui)?;
+        let state = &self.outcome.state;
+        let step = state.best.as_ref().map_or(state.step, |b| b.step);
+        self.emit(&Event::eval(set, &result, step, self.outcome.epochs))?;
+        Ok(SetScores { set: set.name.clone(), metrics: result.metrics, slices: result.slices })
+    }
+
+    fn emit(&mut self, event: &Event) -> Result<()> {
+        self.log.write(event)?;
+        self.ui.event(event);
+        Ok(())
+    }
 }
 
 /// What to try with the new model.

@@ -3,9 +3,10 @@
 
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::train::eval::SliceScores;
 use crate::train::log::{Event, Phase, Progress, Reporter};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -96,6 +97,14 @@ impl Ui {
     pub fn out_metrics(&mut self, splits: &[(&str, &Metrics)]) -> Result<()> {
         let table = metrics_table(splits);
         if table.is_empty() { Ok(()) } else { self.out(&table) }
+    }
+
+    /// Writes an aligned table of the main metrics of each slice to standard output.
+    ///
+    /// # Errors
+    /// As [`Self::out`].
+    pub fn out_slices(&mut self, split: &str, slices: &SliceScores) -> Result<()> {
+        self.out(&slices_table(split, slices))
     }
 
     /// Writes a remark to standard error, unless it is to be quiet.
@@ -199,7 +208,11 @@ impl Reporter for Ui {
         if let Event::Done { model, metrics, .. } = event {
             let splits = splits_of(metrics);
             let splits: Vec<_> = splits.iter().map(|(name, m)| (name.as_str(), m)).collect();
-            let written = self.out_metrics(&splits).and_then(|()| self.out(&format!("model  {model}")));
+            let slices = slices_of(metrics);
+            let written = self
+                .out_metrics(&splits)
+                .and_then(|()| slices.iter().try_for_each(|(split, of_split)| self.out_slices(split, of_split)))
+                .and_then(|()| self.out(&format!("model  {model}")));
             self.or_exit(written);
         }
     }
@@ -333,7 +346,8 @@ fn describe(event: &Event) -> Option<String> {
             "step {step}/{total_steps}  epoch {epoch:.2}  loss {loss:.4}  lr {learning_rate:.2e}  \
              grad norm {grad_norm:.3}  {tokens_per_second:.0} tokens/s"
         ),
-        Event::Eval { split, step, epoch, samples, seconds, samples_per_second, metrics, best } => {
+        Event::Eval { split, set, step, epoch, samples, seconds, samples_per_second, metrics, best, .. } => {
+            let split = set.as_ref().map_or(split.clone(), |set| format!("{split} {set}"));
             let best = if *best { "  (best so far)" } else { "" };
             format!(
                 "{split} at step {step}, epoch {epoch:.2}: {}{best}; {samples} rows in {}, {samples_per_second:.0}/s",
@@ -357,10 +371,13 @@ fn describe(event: &Event) -> Option<String> {
 
 /// The scores that fit a line; the closing table has all.
 fn headline(metrics: &Metrics) -> String {
-    let f1 = if metrics.get("f1").is_some() { "f1" } else { "macro_f1" };
-    let names = ["loss", "accuracy", f1, "mcc", "pearson", "spearman"];
-    let scores = names.iter().filter_map(|name| Some(format!("{name} {}", score(metrics.get(name)?))));
+    let scores = headline_names(metrics).filter_map(|name| Some(format!("{name} {}", score(metrics.get(name)?))));
     scores.collect::<Vec<_>>().join("  ")
+}
+
+fn headline_names(metrics: &Metrics) -> impl Iterator<Item = &'static str> {
+    let f1 = if metrics.get("f1").is_some() { "f1" } else { "macro_f1" };
+    ["loss", "accuracy", f1, "mcc", "pearson", "spearman"].into_iter()
 }
 
 /// The splits of a `done` event's metrics; those that were not evaluated have none.
@@ -369,7 +386,34 @@ fn splits_of(metrics: &serde_json::Value) -> Vec<(String, Metrics)> {
     let scores = |split: &serde_json::Map<String, serde_json::Value>| {
         Metrics(split.iter().map(|(name, x)| (name.clone(), x.as_f64().unwrap_or(f64::NAN))).collect())
     };
-    splits.iter().filter_map(|(name, split)| Some((name.clone(), scores(split.as_object()?)))).collect()
+    let splits = splits.iter().filter(|(name, _)| *name != "slices");
+    splits.filter_map(|(name, split)| Some((name.clone(), scores(split.as_object()?)))).collect()
+}
+
+/// The slices of a `done` event's metrics, by split.
+fn slices_of(metrics: &serde_json::Value) -> Vec<(String, SliceScores)> {
+    let Some(splits) = metrics["slices"].as_object() else { return vec![] };
+    let scores =
+        |(split, slices): (&String, &serde_json::Value)| Some((split.clone(), SliceScores::deserialize(slices).ok()?));
+    splits.iter().filter_map(scores).collect()
+}
+
+/// A row a slice: the rows that it has, and the metrics that fit a line.
+fn slices_table(split: &str, slices: &SliceScores) -> String {
+    let Some((_, first)) = slices.0.first() else { return String::new() };
+    let names: Vec<&str> = headline_names(&first.metrics).filter(|name| first.metrics.get(name).is_some()).collect();
+    let heads: Vec<String> = slices.0.iter().map(|(value, _)| crate::data::shortened(value)).collect();
+    let width = heads.iter().map(|h| h.chars().count()).chain([split.chars().count()]).max().unwrap_or(0);
+    let row = |head: &str, samples: &str, cells: Vec<String>| {
+        let cells: String = cells.iter().map(|c| format!("  {c:>10}")).collect();
+        format!("{head:<width$}  {samples:>8}{cells}\n")
+    };
+    let mut table = row(split, "rows", names.iter().map(|n| n.to_string()).collect());
+    for (head, (_, slice)) in heads.iter().zip(&slices.0) {
+        let cells = names.iter().map(|name| slice.metrics.get(name).map(score).unwrap_or_default()).collect();
+        table += &row(head, &slice.samples.to_string(), cells);
+    }
+    table
 }
 
 fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
@@ -501,12 +545,14 @@ mod tests {
     fn json_events_have_null_for_nan() {
         let event = Event::Eval {
             split: "eval".into(),
+            set: None,
             step: 1,
             epoch: 1.0,
             samples: 2,
             seconds: 0.5,
             samples_per_second: 4.0,
             metrics: Metrics(vec![("mcc".into(), f64::NAN)]),
+            slices: None,
             best: false,
         };
         let json = serde_json::to_string(&event).unwrap();

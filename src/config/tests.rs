@@ -222,7 +222,7 @@ fn errors_of_set_name_the_argument() {
         ("data.labels=[\"a\"", "the value is not valid TOML; check quotes and brackets"),
         ("epochs=3", "expected key=value with the key's whole path, such as train.epochs=3"),
         ("train.epochs", "expected key=value with the key's whole path, such as train.epochs=3"),
-        ("foo.bar=3", "foo is not a known key; the tables are model, task, data, train, output"),
+        ("foo.bar=3", "foo is not a known key; the tables are model, task, data, train, eval, output"),
     ];
     for (argument, expected) in cases {
         assert_eq!(place.error(&[argument]), format!("--set {}: {expected}", argument));

@@ -7,6 +7,7 @@ pub mod example;
 pub mod labels;
 pub mod reader;
 pub mod sampler;
+pub mod slices;
 pub mod tokenize;
 mod words;
 

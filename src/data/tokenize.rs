@@ -66,7 +66,7 @@ impl Tokenizer {
         }
         // A file can load and yet fail on every text, so one is tried here.
         let text_pair = Some("b".to_owned());
-        let probe = Example { text: "a".into(), text_pair, label: None, id: None, row: 1, line: 1 };
+        let probe = Example { text: "a".into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1 };
         guarded(|| tokenizer.encode_row(&probe, 512, None)).map_err(wrong)?;
         Ok(tokenizer)
     }
@@ -243,7 +243,7 @@ mod tests {
 
     fn example(text: &str, text_pair: Option<&str>) -> Example {
         let text_pair = text_pair.map(str::to_owned);
-        Example { text: text.into(), text_pair, label: None, id: None, row: 1, line: 1 }
+        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1 }
     }
 
     fn encode(tokenizer: &Tokenizer, examples: &[Example], max_length: usize) -> Tokens {

@@ -113,6 +113,20 @@ impl SequenceHead {
     }
 }
 
+/// The loss of each row of `logits: [rows, labels]`, on the host in f64: cross-entropy or squared error.
+pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Vec<f64>> {
+    let cross_entropy = |(row, &class): (&[f32], &u32)| {
+        let top = row.iter().copied().fold(f32::MIN, f32::max);
+        let log_sum = row.iter().map(|&v| f64::from(v - top).exp()).sum::<f64>().ln();
+        log_sum - f64::from(row[class as usize] - top)
+    };
+    match targets {
+        Targets::Class(classes) => Ok(logits.chunks_exact(labels).zip(classes).map(cross_entropy).collect()),
+        Targets::Value(values) => Ok(logits.iter().zip(values).map(|(&v, &t)| f64::from(v - t).powi(2)).collect()),
+        Targets::None => Err(Error::Failed("rows without labels have no loss".into())),
+    }
+}
+
 /// Softmax over labels of `logits: [rows, labels]`, on the host.
 pub fn probabilities(logits: &[f32], labels: usize) -> Vec<f32> {
     let mut out = logits.to_vec();

@@ -39,6 +39,11 @@ impl Criterion {
     }
 }
 
+/// The class of two that a probability of class 1 means.
+pub fn decide(probability: f32, threshold: f64) -> u32 {
+    u32::from(f64::from(probability) >= threshold)
+}
+
 /// A threshold and its score: class 1 is predicted where its probability is `threshold` or more.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tuned {

@@ -23,6 +23,9 @@ pub struct BertftJson {
     pub label: Column,
     pub header: bool,
     pub max_length: usize,
+    /// Of two labels the second is predicted where its probability is this or more; without it, the more probable one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
 }
 
 impl BertftJson {
@@ -33,6 +36,15 @@ impl BertftJson {
             return Ok(None);
         }
         serde_json::from_value(read_json(&path)?).map(Some).map_err(|e| Error::in_file(&path, e.to_string()))
+    }
+}
+
+impl BertftJson {
+    /// Replaces that of a model directory.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let (path, part) = (dir.join("bertft.json"), dir.join("bertft.json.part"));
+        write_json(&part, &serde_json::to_value(self).map_err(|e| Error::Failed(e.to_string()))?)?;
+        std::fs::rename(&part, &path).map_err(|e| Error::write(path, e))
     }
 }
 
@@ -57,7 +69,7 @@ impl Model {
                 return Err(Error::in_file(&from, "is gone since the run began; the model needs it"));
             }
         }
-        write_json(&new.join("bertft.json"), &serde_json::to_value(extra).map_err(|e| Error::Failed(e.to_string()))?)?;
+        extra.write(&new)?;
         let card = self.model_card(source, extra);
         std::fs::write(new.join("README.md"), card).map_err(|e| Error::write(new.join("README.md"), e))?;
         let old = sibling(dir, "old");

@@ -1,5 +1,6 @@
 //! What a run tells the outside: the events of the contract's `--json` output and `events.jsonl`, and progress for bars.
 
+use super::eval::{EvalSet, Evaluation, SliceScores};
 use crate::metrics::Metrics;
 use serde::Serialize;
 
@@ -62,13 +63,20 @@ pub enum Event {
     },
     /// An evaluation on a split during or after training.
     Eval {
+        /// `eval` or `test`.
         split: String,
+        /// The name of one of several eval sets.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        set: Option<String>,
         step: u64,
         epoch: f64,
         samples: usize,
         seconds: f64,
         samples_per_second: f64,
         metrics: Metrics,
+        /// By the value of `eval.slice_by`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        slices: Option<SliceScores>,
         /// Whether it is the best so far by `metric_for_best_model`.
         best: bool,
     },
@@ -97,6 +105,28 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         line: Option<u64>,
     },
+}
+
+impl Event {
+    /// Of an evaluation at a step; `best` is for the caller to set.
+    pub fn eval(set: &EvalSet, result: &Evaluation, step: u64, epoch: f64) -> Self {
+        let (split, name) = match set.name.split_once('_') {
+            Some((split, name)) => (split, Some(name.to_owned())),
+            None => (set.name.as_str(), None),
+        };
+        Self::Eval {
+            split: split.into(),
+            set: name,
+            step,
+            epoch,
+            samples: result.samples,
+            seconds: result.seconds,
+            samples_per_second: result.samples as f64 / result.seconds,
+            metrics: result.metrics.clone(),
+            slices: result.slices.clone(),
+            best: false,
+        }
+    }
 }
 
 /// The work that a progress bar follows.

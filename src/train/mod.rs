@@ -3,6 +3,7 @@
 pub mod class_weights;
 pub mod config;
 pub mod eval;
+pub mod eval_config;
 pub mod log;
 pub mod memory;
 pub mod run_dir;

@@ -1,8 +1,8 @@
 //! The run directory: what may be written where, checkpoints, and the event log.
 
+use super::eval::SetScores;
 use super::log::Event;
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 use crate::model::{Model, write_safetensors};
 use crate::nn::params::Spec;
 use crate::ops::with_values;
@@ -213,8 +213,8 @@ pub struct State {
     /// Optimizer steps done.
     pub step: u64,
     pub best: Option<Best>,
-    /// The latest evaluation, best or not.
-    pub last_eval: Option<Metrics>,
+    /// The latest evaluation, best or not; a set each.
+    pub last_eval: Vec<SetScores>,
     /// Evaluations since the best one.
     pub evals_without_gain: u32,
     /// Spent in training steps, of all sessions of the run.
@@ -233,7 +233,7 @@ pub struct State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Best {
     pub step: u64,
-    pub metrics: Metrics,
+    pub sets: Vec<SetScores>,
 }
 
 /// Steps of the checkpoints that are there.

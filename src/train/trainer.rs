@@ -1,14 +1,13 @@
 //! The training loop, in reading order.
 
 use super::config::TrainConfig;
-use super::eval::evaluate;
+use super::eval::{EvalSet, SetScores, evaluate};
 use super::log::{Event, Phase, Progress, Reporter};
 use super::run_dir::{Best, EventLog, Identity, RunDir, State};
 use super::step::{StepConfig, gradients, update};
 use crate::data::sampler::{epoch_order, grouped_by_length};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 use crate::model::{BertftJson, Model, Pretrained};
 use std::time::Instant;
 
@@ -16,7 +15,7 @@ use std::time::Instant;
 pub struct Trainer<'a> {
     pub model: &'a mut Model,
     pub train: &'a Dataset,
-    pub eval: Option<&'a Dataset>,
+    pub eval: &'a [EvalSet],
     pub config: &'a TrainConfig,
     /// `train.class_weights` in label order.
     pub class_weights: Option<&'a [f32]>,
@@ -214,40 +213,48 @@ impl Trainer<'_> {
         )))
     }
 
-    /// Scores the eval data, if there is any; keeps the model if it is the best and says whether it is.
+    /// Scores the eval sets, if there are any; keeps the model if it is the best by the first and says whether it is.
     fn evaluate(&mut self, state: &mut State, per_epoch: u64) -> Result<bool> {
-        let Some(eval) = self.eval else { return Ok(false) };
-        let result = evaluate(self.model, eval, self.config.eval_batch_size, self.reporter)?;
-        let name = &self.config.metric_for_best_model;
-        let Some(value) = result.metrics.get(name) else {
-            let names: Vec<_> = result.metrics.0.iter().map(|(n, _)| n.as_str()).collect();
-            return Err(Error::input(format!(
-                "train.metric_for_best_model is {name:?}, but this task yields {}",
-                names.join(", ")
-            )));
-        };
-        let so_far = state.best.as_ref().and_then(|b| b.metrics.get(name));
-        let best = value.is_finite()
-            && so_far.is_none_or(|b| if self.config.greater_is_better() { value > b } else { value < b });
-        self.emit(&Event::Eval {
-            split: "eval".into(),
-            step: state.step,
-            epoch: state.step as f64 / per_epoch as f64,
-            samples: result.samples,
-            seconds: result.seconds,
-            samples_per_second: result.samples as f64 / result.seconds,
-            metrics: result.metrics.clone(),
-            best,
-        })?;
-        if best {
+        let Some(first) = self.eval.first() else { return Ok(false) };
+        let epoch = state.step as f64 / per_epoch as f64;
+        let (mut scores, mut events) = (vec![], vec![]);
+        for set in self.eval {
+            let result = evaluate(self.model, set, self.config.eval_batch_size, None, self.reporter)?;
+            events.push(Event::eval(set, &result, state.step, epoch));
+            scores.push(SetScores { set: set.name.clone(), metrics: result.metrics, slices: result.slices });
+        }
+        let value = self.deciding_score(&scores, &first.name)?;
+        let so_far = state.best.as_ref().map(|b| self.deciding_score(&b.sets, &first.name)).transpose()?;
+        let gains = |b: f64| if self.config.greater_is_better() { value > b } else { value < b };
+        let is_best = value.is_finite() && so_far.is_none_or(gains);
+        for (mut event, set) in events.into_iter().zip(self.eval) {
+            if let Event::Eval { best, .. } = &mut event {
+                *best = is_best && set.name == first.name;
+            }
+            self.emit(&event)?;
+        }
+        if is_best {
             self.save_model(state.step)?;
-            state.best = Some(Best { step: state.step, metrics: result.metrics.clone() });
+            state.best = Some(Best { step: state.step, sets: scores.clone() });
             state.evals_without_gain = 0;
         } else {
             state.evals_without_gain += 1;
         }
-        state.last_eval = Some(result.metrics);
-        Ok(best)
+        state.last_eval = scores;
+        Ok(is_best)
+    }
+
+    /// The score that decides which model is the best.
+    fn deciding_score(&self, scores: &[SetScores], set: &str) -> Result<f64> {
+        let name = &self.config.metric_for_best_model;
+        let Some(scores) = scores.iter().find(|s| s.set == set) else {
+            return Err(Error::input(format!("the checkpoint has no scores of the set {set:?}; use --overwrite")));
+        };
+        scores.metrics.get(name).ok_or_else(|| {
+            let names: Vec<_> = scores.metrics.0.iter().map(|(n, _)| n.as_str()).collect();
+            let names = names.join(", ");
+            Error::input(format!("train.metric_for_best_model is {name:?}, but this task yields {names}"))
+        })
     }
 
     fn save_model(&mut self, step: u64) -> Result<()> {
@@ -273,7 +280,7 @@ impl Trainer<'_> {
             Some(best) if best.step < state.step => self.model.reload(&Pretrained::open(&self.run.model())?),
             Some(_) => Ok(()),
             None => {
-                if self.eval.is_some() {
+                if !self.eval.is_empty() {
                     let message = "no evaluation gave a finite score; the last model is kept";
                     self.emit(&Event::Warning { message: message.into() })?;
                 }
@@ -289,16 +296,24 @@ impl Trainer<'_> {
     }
 }
 
-/// The metrics of `metrics.json` and the `done` event: `eval` of the best model (of the last one when none had a finite
-/// score), `test` when there is one.
-pub fn collect_metrics(state: &State, test: Option<&Metrics>) -> Result<serde_json::Value> {
-    let mut out = serde_json::Map::new();
-    let json = |m: &Metrics| serde_json::to_value(m).map_err(|e| Error::Failed(e.to_string()));
-    if let Some(eval) = state.best.as_ref().map(|b| &b.metrics).or(state.last_eval.as_ref()) {
-        out.insert("eval".into(), json(eval)?);
+/// The eval scores of the best model, or of the last one when none had a finite score.
+pub fn final_eval(state: &State) -> &[SetScores] {
+    state.best.as_ref().map_or(&state.last_eval, |best| &best.sets)
+}
+
+/// The metrics of `metrics.json` and the `done` event: an object a set, and behind them, under `slices`, those of the sets
+/// that have some.
+pub fn collect_metrics(scores: &[SetScores]) -> Result<serde_json::Value> {
+    let failed = |e: serde_json::Error| Error::Failed(e.to_string());
+    let (mut out, mut slices) = (serde_json::Map::new(), serde_json::Map::new());
+    for scores in scores {
+        out.insert(scores.set.clone(), serde_json::to_value(&scores.metrics).map_err(failed)?);
+        if let Some(of_set) = &scores.slices {
+            slices.insert(scores.set.clone(), serde_json::to_value(of_set).map_err(failed)?);
+        }
     }
-    if let Some(test) = test {
-        out.insert("test".into(), json(test)?);
+    if !slices.is_empty() {
+        out.insert("slices".into(), slices.into());
     }
     Ok(out.into())
 }

@@ -39,6 +39,7 @@ struct Layout {
     text: usize,
     text_pair: Option<usize>,
     label: Option<usize>,
+    slice: Option<usize>,
     id: Option<usize>,
     width: usize,
 }
@@ -73,9 +74,10 @@ impl Delimited {
         }
         let id = layout.id.map(|i| record.fields[i].clone().into());
         let label = layout.label.map(|i| record.fields[i].clone());
+        let slice = layout.slice.map(|i| record.fields[i].clone());
         let text_pair = layout.text_pair.map(|i| record.fields[i].clone());
         let text = record.fields.swap_remove(layout.text);
-        Ok(Some(Example { text, text_pair, label, id, row, line: record.first_line }))
+        Ok(Some(Example { text, text_pair, label, slice, id, row, line: record.first_line }))
     }
 
     fn ragged(&self, record: &Record, width: usize) -> Error {
@@ -104,6 +106,7 @@ impl Layout {
             text: find(&options.text, "data.text")?,
             text_pair: options.text_pair.as_ref().map(|c| find(c, "data.text_pair")).transpose()?,
             label: options.label.as_ref().map(|c| find(c, "data.label")).transpose()?,
+            slice: options.slice.as_ref().map(|c| find(c, "eval.slice_by")).transpose()?,
             id: first.fields.iter().position(|name| name == "id").filter(|_| options.header),
             width: first.fields.len(),
         })

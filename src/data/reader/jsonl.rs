@@ -15,6 +15,7 @@ pub(super) struct JsonLines {
     text: String,
     text_pair: Option<String>,
     label: Option<String>,
+    slice: Option<String>,
 }
 
 impl JsonLines {
@@ -31,7 +32,8 @@ impl JsonLines {
         let text = key(&options.text, "data.text")?;
         let text_pair = options.text_pair.as_ref().map(|c| key(c, "data.text_pair")).transpose()?;
         let label = options.label.as_ref().map(|c| key(c, "data.label")).transpose()?;
-        Ok(Self { lines, text, text_pair, label })
+        let slice = options.slice.as_ref().map(|c| key(c, "eval.slice_by")).transpose()?;
+        Ok(Self { lines, text, text_pair, label, slice })
     }
 
     pub(super) fn read(&mut self, row: u64) -> Result<Option<Example>> {
@@ -47,8 +49,9 @@ impl JsonLines {
         let text = self.string(&object, &self.text, "data.text")?;
         let text_pair = self.text_pair.as_ref().map(|k| self.string(&object, k, "data.text_pair")).transpose()?;
         let label = self.label.as_ref().map(|k| self.scalar(&object, k)).transpose()?;
+        let slice = self.slice.as_ref().map(|k| self.group(&object, k)).transpose()?;
         let id = object.get("id").cloned();
-        Ok(Some(Example { text, text_pair, label, id, row, line: self.lines.number() }))
+        Ok(Some(Example { text, text_pair, label, slice, id, row, line: self.lines.number() }))
     }
 
     fn object(&self) -> Result<Map<String, Value>> {
@@ -78,6 +81,15 @@ impl JsonLines {
         match self.value(object, key, setting)? {
             Value::String(s) => Ok(s.clone()),
             other => Err(self.lines.error(format!("\"{key}\" is {}, expected a string; fix the row", kind_of(other)))),
+        }
+    }
+
+    /// What rows are grouped by may be anything; what is not there is a group too.
+    fn group(&self, object: &Map<String, Value>, key: &str) -> Result<String> {
+        match self.value(object, key, "eval.slice_by")? {
+            Value::String(s) => Ok(s.clone()),
+            Value::Number(n) => Ok(canonical(n)),
+            other => Ok(other.to_string()),
         }
     }
 

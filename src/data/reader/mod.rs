@@ -30,6 +30,8 @@ pub struct ReadOptions {
     pub text_pair: Option<Column>,
     /// `None`: no label is read, though the file may have some.
     pub label: Option<Column>,
+    /// A column that groups rows, read as text. `None`: none is read.
+    pub slice: Option<Column>,
     /// Whether the first row of csv and tsv names the columns. Without it columns are 0-based indices.
     pub header: bool,
 }
@@ -37,7 +39,14 @@ pub struct ReadOptions {
 impl Default for ReadOptions {
     /// Column `text` of a file with a header, neither pair nor label.
     fn default() -> Self {
-        Self { format: None, text: Column::Name("text".into()), text_pair: None, label: None, header: true }
+        Self {
+            format: None,
+            text: Column::Name("text".into()),
+            text_pair: None,
+            label: None,
+            slice: None,
+            header: true,
+        }
     }
 }
 
@@ -116,6 +125,7 @@ impl Reader {
             Kind::JsonLines => Rows::JsonLines(JsonLines::new(lines, options)?),
             Kind::Texts if options.text_pair.is_some() => return Err(only_texts(&lines, "no text pairs")),
             Kind::Texts if options.label.is_some() => return Err(only_texts(&lines, "no labels")),
+            Kind::Texts if options.slice.is_some() => return Err(only_texts(&lines, "no column to slice by")),
             Kind::Texts => Rows::Texts(lines),
         };
         Ok(Self { rows, row: 0, done: false })
@@ -151,7 +161,7 @@ fn read_text(lines: &mut Lines, row: u64) -> Result<Option<Example>> {
         return Ok(None);
     }
     let (text, line) = (lines.text().to_owned(), lines.number());
-    Ok(Some(Example { text, text_pair: None, label: None, id: None, row, line }))
+    Ok(Some(Example { text, text_pair: None, label: None, slice: None, id: None, row, line }))
 }
 
 fn only_texts(lines: &Lines, lacks: &str) -> Error {
