@@ -106,6 +106,7 @@ impl RunConfig {
     fn from_source(source: &Source, file: &Path) -> Result<Self> {
         let mut config: Self = source.deserialize()?;
         config.check().map_err(|invalid| source.invalid(&invalid))?;
+        config.train.fill_in();
         config.resolve_paths(source, file)?;
         Ok(config)
     }

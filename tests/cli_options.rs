@@ -239,7 +239,10 @@ fn eval_options_that_cannot_do_anything_are_refused() {
     let refused = |set: &[&str], says: &[&str]| w.train(set, &["--dry-run"]).refused(says);
     refused(&["eval.tune_threshold=f2"], &["eval.tune_threshold is f2", "f1, accuracy, balanced_accuracy, mcc"]);
     refused(&["eval.slice_by=chanel"], &["chanel", "did you mean", "channel", "eval.slice_by"]);
-    refused(&["eval.slice=channel"], &["eval.slice is not a known key", "the keys of [eval] are tune_threshold, slice_by"]);
+    refused(
+        &["eval.slice=channel"],
+        &["eval.slice is not a known key", "the keys of [eval] are tune_threshold, slice_by"],
+    );
     refused(&["eval.tune_threshold=f1", "task.kind=regression"], &["eval.tune_threshold", "regression"]);
     fs::write(w.path("three.csv"), "text,label\na,x\nb,y\nc,z\nd,x\n").unwrap();
     let three = ["data.train=three.csv", "data.eval=three.csv", "data.test=three.csv"];
@@ -249,4 +252,45 @@ fn eval_options_that_cannot_do_anything_are_refused() {
     let eval = &ran.events("eval")[0];
     let counts = eval["slices"].as_object().unwrap().values().map(|s| s["samples"].as_u64().unwrap());
     assert_eq!(counts.sum::<u64>(), eval["samples"].as_u64().unwrap());
+}
+
+#[test]
+fn batches_of_tokens_resume_to_the_same_bits() {
+    let w = Workplace::new();
+    for group in ["false", "true"] {
+        let dir = |name: &str| format!("{name}-{group}");
+        let group = format!("train.group_by_length={group}");
+        let set = ["train.batch_tokens=96", "train.gradient_accumulation_steps=2", &group, "train.save_total_limit=0"];
+        fs::write(w.path("c.toml"), w.read("c.toml").replace("batch_size = 8\n", "")).unwrap();
+        let train = |name: &str, more: &[&str]| {
+            w.train(&[&set[..], &["train.save_steps=3"]].concat(), &[&["--output", &dir(name)], more].concat())
+        };
+        let ran = train("whole", &[]);
+        let (start, steps, done) = (&ran.events("start")[0], ran.events("step"), &ran.events("done")[0]);
+        assert_eq!(start["total_steps"], done["steps"]);
+        assert_eq!(steps.len() as u64, done["steps"].as_u64().unwrap());
+        // Two whole epochs, an evaluation at the end of each.
+        assert_eq!(done["epochs"], 2.0);
+        let ends: Vec<f64> =
+            ran.events("eval").iter().filter(|e| e["split"] == "eval").map(|e| number(&e["epoch"])).collect();
+        assert_eq!(ends, [1.0, 2.0]);
+        let data = &ran.events("data")[0];
+        let fewest = 2.0 * number(&data["tokens"]) / (2.0 * 96.0);
+        assert!((fewest..1.6 * fewest + 2.0).contains(&number(&done["steps"])), "{done} {fewest}");
+
+        let cut = w.path(&dir("cut"));
+        fs::create_dir_all(cut.join("checkpoints/step-6")).unwrap();
+        fs::create_dir_all(cut.join("model")).unwrap();
+        for file in ["events.jsonl", "checkpoints/step-6/state.json", "checkpoints/step-6/state.safetensors"] {
+            fs::copy(w.path(&dir("whole")).join(file), cut.join(file)).unwrap();
+        }
+        assert_eq!(train("cut", &["--resume"]).events("start")[0]["resumed_from"], 6);
+        let file = |name: &str, file: &str| fs::read(w.path(&dir(name)).join(file)).unwrap();
+        assert!(file("cut", "model/model.safetensors") == file("whole", "model/model.safetensors"));
+        assert_eq!(file("cut", "metrics.json"), file("whole", "metrics.json"));
+        let other = w.train(&[&["train.batch_tokens=64"], &set[1..]].concat(), &["--resume", "--output", &dir("cut")]);
+        other.refused(&["train.batch_tokens is now 64", "was 96"]);
+    }
+    w.train(&["train.batch_tokens=64", "train.batch_size=8"], &["--dry-run"])
+        .refused(&["train.batch_tokens", "batch_size"]);
 }

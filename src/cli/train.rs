@@ -16,8 +16,9 @@ use crate::train::config::{Precision, TrainConfig};
 use crate::train::eval::{EvalSet, Scored, SetScores, evaluate};
 use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
+use crate::train::plan::Plan;
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
-use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps, final_eval};
+use crate::train::trainer::{Outcome, Trainer, collect_metrics, final_eval};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -81,7 +82,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let space = Space { dtype: precision.dtype(), device: &device };
     let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
     model.freeze(&config.train.freeze)?;
-    let (_, total_steps) = count_steps(&config.train, prepared.train.len());
+    let total_steps = Plan::new(&config.train, &prepared.train).total;
     let identity = identity(&config, precision, &prepared);
     model.params.start_training()?;
     let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).map(|set| &set.data).collect();
@@ -256,9 +257,10 @@ fn memory_warning(memory: &Estimate, config: &TrainConfig) -> Option<String> {
     let free = available_bytes()?;
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let recompute = if config.gradient_checkpointing { "" } else { ", or set train.gradient_checkpointing = true" };
+    let batch = if config.batch_tokens.is_some() { "train.batch_tokens" } else { "train.batch_size" };
     (memory.growth_bytes > free).then(|| {
         format!(
-            "training will take about {:.1} GB more than now and {:.1} GB are free; lower train.batch_size or \
+            "training will take about {:.1} GB more than now and {:.1} GB are free; lower {batch} or \
              data.max_length{recompute}",
             gigabytes(memory.growth_bytes),
             gigabytes(free)
@@ -282,6 +284,7 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("the list of labels".into(), json!(prepared.task.labels));
     map.insert("train.seed".into(), json!(train.seed));
     map.insert("train.batch_size".into(), json!(train.batch_size));
+    map.insert("train.batch_tokens".into(), json!(train.batch_tokens));
     map.insert("train.gradient_accumulation_steps".into(), json!(train.gradient_accumulation_steps));
     map.insert("train.precision on this machine".into(), json!(precision.name()));
     map.insert("train.group_by_length".into(), json!(train.group_by_length));

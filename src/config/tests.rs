@@ -67,7 +67,7 @@ fn assert_error(train: &str, expected: &str) {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let config = Place::new("").load(&[]).unwrap();
-    assert_eq!(config.train, TrainConfig::default());
+    assert_eq!(config.train, TrainConfig { batch_size: Some(8), ..TrainConfig::default() });
     assert_eq!(config.train.learning_rate, 5e-5);
     assert_eq!(config.data.text, Column::Name("text".into()));
     assert_eq!(config.data.label, Column::Name("label".into()));
@@ -187,13 +187,29 @@ fn class_weights_are_a_word_or_a_table() {
 }
 
 #[test]
+fn a_batch_is_so_many_rows_or_so_many_tokens() {
+    let place = Place::new("batch_tokens = 512");
+    let config = place.load(&[]).unwrap();
+    assert_eq!((config.train.batch_size, config.train.batch_tokens), (None, Some(512)));
+    let copy = place.path("copy.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+    assert_eq!(
+        place.error(&["train.batch_size=8"]),
+        "c.toml:10: train.batch_tokens is set beside train.batch_size, and a batch is either so many tokens or so many rows; \
+         remove one"
+    );
+    assert_error("batch_tokens = 0", "train.batch_tokens is 0, expected 1 to 100000000");
+}
+
+#[test]
 fn set_goes_over_the_file() {
     let place = Place::new("epochs = 3\nbatch_size = 16");
     let config = place
         .load(&["train.epochs=1", "train.epochs = 5", "data.text=2", "data.label=a#b", "data.labels=[\"x\", \"y\"]"])
         .unwrap();
     assert_eq!(config.train.epochs, 5.0);
-    assert_eq!(config.train.batch_size, 16);
+    assert_eq!(config.train.batch_size, Some(16));
     assert_eq!(config.data.text, Column::Index(2));
     assert_eq!(config.data.label, Column::Name("a#b".into()));
     assert_eq!(config.data.labels, Some(vec!["x".into(), "y".into()]));

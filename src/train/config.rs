@@ -85,8 +85,12 @@ pub struct TrainConfig {
     /// Optimizer steps of the run; wins over `epochs`. Default: from `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
-    /// Rows of one forward pass in training. Default 8.
-    pub batch_size: usize,
+    /// Rows of one forward pass in training. Default 8, unless `batch_tokens` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Tokens of one forward pass in training at most, in place of `batch_size`: as many rows as fit, a longer row alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Rows of one forward pass in evaluation. Default 32.
     pub eval_batch_size: usize,
     /// Peak learning rate. Default 5e-5.
@@ -149,7 +153,8 @@ impl Default for TrainConfig {
         Self {
             epochs: 3.0,
             max_steps: None,
-            batch_size: 8,
+            batch_size: None,
+            batch_tokens: None,
             eval_batch_size: 32,
             learning_rate: 5e-5,
             weight_decay: 0.0,
@@ -191,6 +196,10 @@ fn none_is_zero<S: Serializer>(limit: &Option<usize>, s: S) -> Result<S::Ok, S::
 
 /// Far above any use, and small enough that products of two such numbers fit 64 bits.
 const MOST_ROWS: usize = 1_000_000;
+const MOST_TOKENS: usize = 100_000_000;
+
+/// Rows of a batch where the config says neither rows nor tokens.
+pub const DEFAULT_BATCH_SIZE: usize = 8;
 
 impl TrainConfig {
     /// Optimizer steps with a rising learning rate in a run of `total` steps: `warmup_steps`, or if that is 0 the
@@ -202,6 +211,13 @@ impl TrainConfig {
     /// Whether a larger `metric_for_best_model` is better.
     pub fn greater_is_better(&self) -> bool {
         self.greater_is_better.unwrap_or(!matches!(self.metric_for_best_model.as_str(), "loss" | "mse" | "mae"))
+    }
+
+    /// Puts in the defaults that depend on other keys.
+    pub fn fill_in(&mut self) {
+        if self.batch_tokens.is_none() {
+            self.batch_size.get_or_insert(DEFAULT_BATCH_SIZE);
+        }
     }
 
     /// Checks what types cannot: ranges and keys that must fit each other, the task and whether there is eval data.
@@ -256,7 +272,7 @@ impl TrainConfig {
 
     fn check_counts(&self) -> Result<(), Invalid> {
         let rows = [
-            ("train.batch_size", self.batch_size),
+            ("train.batch_size", self.batch_size.unwrap_or(DEFAULT_BATCH_SIZE)),
             ("train.eval_batch_size", self.eval_batch_size),
             ("train.gradient_accumulation_steps", self.gradient_accumulation_steps),
         ];
@@ -264,6 +280,15 @@ impl TrainConfig {
             if !(1..=MOST_ROWS).contains(&n) {
                 return Err(Invalid::new(key, format!("is {n}, expected 1 to {MOST_ROWS}")));
             }
+        }
+        if self.batch_tokens.is_some_and(|n| !(1..=MOST_TOKENS).contains(&n)) {
+            let found = self.batch_tokens.unwrap_or(0);
+            return Err(Invalid::new("train.batch_tokens", format!("is {found}, expected 1 to {MOST_TOKENS}")));
+        }
+        if self.batch_tokens.is_some() && self.batch_size.is_some() {
+            let message =
+                "is set beside train.batch_size, and a batch is either so many tokens or so many rows; remove one";
+            return Err(Invalid::new("train.batch_tokens", message));
         }
         let steps = [
             ("train.max_steps", self.max_steps),
@@ -350,11 +375,13 @@ mod tests {
     #[test]
     fn every_range_is_checked() {
         type Change = fn(&mut TrainConfig);
-        let wrong: [(&str, Change); 21] = [
+        let wrong: [(&str, Change); 23] = [
             ("train.epochs", |c| c.epochs = 0.0),
             ("train.epochs", |c| c.epochs = f64::NAN),
             ("train.max_steps", |c| c.max_steps = Some(0)),
-            ("train.batch_size", |c| c.batch_size = 0),
+            ("train.batch_size", |c| c.batch_size = Some(0)),
+            ("train.batch_tokens", |c| c.batch_tokens = Some(0)),
+            ("train.batch_tokens", |c| (c.batch_size, c.batch_tokens) = (Some(8), Some(512))),
             ("train.eval_batch_size", |c| c.eval_batch_size = 0),
             ("train.learning_rate", |c| c.learning_rate = f64::INFINITY),
             ("train.learning_rate", |c| c.learning_rate = 0.0),

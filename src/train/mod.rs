@@ -6,6 +6,7 @@ pub mod eval;
 pub mod eval_config;
 pub mod log;
 pub mod memory;
+pub mod plan;
 pub mod run_dir;
 pub mod step;
 pub mod trainer;

@@ -3,9 +3,9 @@
 use super::config::TrainConfig;
 use super::eval::{EvalSet, SetScores, evaluate};
 use super::log::{Event, Phase, Progress, Reporter};
+use super::plan::{Epoch, Plan};
 use super::run_dir::{Best, EventLog, Identity, RunDir, State};
 use super::step::{StepConfig, gradients, update};
-use crate::data::sampler::{epoch_order, grouped_by_length};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
@@ -57,24 +57,6 @@ pub struct Outcome {
     pub first_step_seconds: f64,
 }
 
-/// Optimizer steps of an epoch and of a run over `rows` rows.
-pub fn count_steps(config: &TrainConfig, rows: usize) -> (u64, u64) {
-    let batches = rows.div_ceil(config.batch_size) as u64;
-    let per_epoch = batches.div_ceil(config.gradient_accumulation_steps as u64);
-    let total = config.max_steps.unwrap_or((config.epochs * per_epoch as f64).ceil() as u64);
-    (per_epoch, total)
-}
-
-/// The rows of an epoch in training order.
-pub fn epoch_rows(config: &TrainConfig, data: &Dataset, epoch: u64) -> Vec<usize> {
-    if config.group_by_length {
-        let window = config.batch_size * config.gradient_accumulation_steps;
-        grouped_by_length(&data.tokens.lengths(), window, config.seed, epoch)
-    } else {
-        epoch_order(data.len(), config.seed, epoch)
-    }
-}
-
 impl Trainer<'_> {
     /// Trains from `state` (a new run's default, or a checkpoint's) to the end.
     ///
@@ -82,28 +64,32 @@ impl Trainer<'_> {
     /// [`Error::Failed`] when the loss or a gradient is not finite, or a parameter is not reached by the loss;
     /// [`Error::Interrupted`] after a checkpoint when the reporter asks to stop.
     pub fn run(mut self, mut state: State) -> Result<Outcome> {
-        let (per_epoch, total) = count_steps(self.config, self.train.len());
+        let plan = Plan::new(self.config, self.train);
+        let total = plan.total;
         let mut step_config = StepConfig::new(self.config, total);
         step_config.objective.class_weights = self.class_weights.map(<[f32]>::to_vec);
         let mut session = Session::default();
-        let (mut order, mut order_of) = (vec![], None);
+        let mut current: Option<(u64, Epoch)> = None;
         self.model.recompute_activations(self.config.gradient_checkpointing);
         while state.step < total && !self.is_out_of_patience(&state) {
             let before = Instant::now();
-            let epoch = state.step / per_epoch;
-            if order_of != Some(epoch) {
-                order = epoch_rows(self.config, self.train, epoch);
-                order_of = Some(epoch);
-            }
-            let window = self.window(&order, state.step % per_epoch);
+            let (epoch, within) = plan.place(state.step);
+            let (_, batches) = match current.take() {
+                Some(drawn) if drawn.0 == epoch => current.insert(drawn),
+                _ => current.insert((epoch, Epoch::new(self.config, self.train, epoch))),
+            };
+            let window: Vec<Batch> = batches.window(within).map(|rows| self.train.batch(rows)).collect();
             self.step(&window, &step_config, &mut state, &mut session, before)?;
             if state.step.is_multiple_of(self.config.logging_steps) {
-                self.log_step(&mut state, &session, per_epoch, total)?;
+                self.log_step(&mut state, &session, &plan)?;
             }
 
-            let at = |steps: Option<u64>| state.step.is_multiple_of(steps.unwrap_or(per_epoch));
+            let at = |steps: Option<u64>| match steps {
+                Some(steps) => state.step.is_multiple_of(steps),
+                None => plan.ends_epoch(state.step),
+            };
             let (eval_due, save_due) = (at(self.config.eval_steps), at(self.config.save_steps));
-            let gained = (eval_due || state.step == total) && self.evaluate(&mut state, per_epoch)?;
+            let gained = (eval_due || state.step == total) && self.evaluate(&mut state, &plan)?;
             let over = state.step == total || self.is_out_of_patience(&state);
             let interrupted = self.reporter.interrupted() && !over;
             // With a new best model the checkpoint must know of it: else a run that is killed later resumes to another best.
@@ -115,7 +101,7 @@ impl Trainer<'_> {
             }
         }
         self.finish(&state)?;
-        let epochs = state.step as f64 / per_epoch as f64;
+        let epochs = plan.epochs(state.step);
         Ok(Outcome { state, epochs, first_step_seconds: session.first_step_seconds })
     }
 
@@ -160,11 +146,11 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    fn log_step(&mut self, state: &mut State, session: &Session, per_epoch: u64, total: u64) -> Result<()> {
+    fn log_step(&mut self, state: &mut State, session: &Session, plan: &Plan) -> Result<()> {
         let event = Event::Step {
             step: state.step,
-            total_steps: total,
-            epoch: state.step as f64 / per_epoch as f64,
+            total_steps: plan.total,
+            epoch: plan.epochs(state.step),
             loss: state.logged_loss / state.logged_divisor,
             learning_rate: session.learning_rate,
             grad_norm: session.grad_norm,
@@ -176,14 +162,6 @@ impl Trainer<'_> {
 
     fn is_out_of_patience(&self, state: &State) -> bool {
         self.config.early_stopping_patience.is_some_and(|p| state.evals_without_gain >= p)
-    }
-
-    /// The batches of the `i`-th optimizer step of an epoch.
-    fn window(&self, order: &[usize], i: u64) -> Vec<Batch> {
-        let (size, batches) = (self.config.batch_size, self.config.gradient_accumulation_steps);
-        let from = i as usize * batches * size;
-        let rows = &order[from..(from + batches * size).min(order.len())];
-        rows.chunks(size).map(|rows| self.train.batch(rows)).collect()
     }
 
     fn must_be_finite(&self, window: &[Batch], step: u64, loss_sum: f64, grad_norm: f64) -> Result<()> {
@@ -214,9 +192,9 @@ impl Trainer<'_> {
     }
 
     /// Scores the eval sets, if there are any; keeps the model if it is the best by the first and says whether it is.
-    fn evaluate(&mut self, state: &mut State, per_epoch: u64) -> Result<bool> {
+    fn evaluate(&mut self, state: &mut State, plan: &Plan) -> Result<bool> {
         let Some(first) = self.eval.first() else { return Ok(false) };
-        let epoch = state.step as f64 / per_epoch as f64;
+        let epoch = plan.epochs(state.step);
         let (mut scores, mut events) = (vec![], vec![]);
         for set in self.eval {
             let result = evaluate(self.model, set, self.config.eval_batch_size, None, self.reporter)?;
