@@ -4,7 +4,8 @@
 
 mod source;
 
-use crate::data::config::{DataConfig, EvalSource, Invalid, TaskKind};
+use crate::data::config::{DataConfig, Invalid, TaskKind};
+use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
 use crate::train::config::TrainConfig;
 use crate::train::eval_config::EvalConfig;
@@ -66,11 +67,13 @@ impl RunConfig {
         Self::from_source(&source, file)
     }
 
-    /// As [`Self::load`], for what a run needs: `output` goes over `output.dir`, and every input must exist.
+    /// As [`Self::load`], for what a run needs: `output` goes over `output.dir`, every input must exist, and glob
+    /// patterns become the files that they match.
     pub fn load_for_run(file: &Path, set: &[String], output: Option<&Path>) -> Result<Self> {
         let texts = Texts::read(file, set, output)?;
         let source = Source::parse(&texts)?;
-        let config = Self::from_source(&source, file)?;
+        let mut config = Self::from_source(&source, file)?;
+        config.find_files().map_err(|invalid| source.invalid(&invalid))?;
         config.check_inputs_exist().map_err(|invalid| source.invalid(&invalid))?;
         Ok(config)
     }
@@ -93,12 +96,10 @@ impl RunConfig {
         let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
         let mut config = self.clone();
         config.model.path = utf8(absolute(Path::new(&self.model.path))?)?;
-        config.data.train = absolute(&self.data.train)?;
-        if let Some(EvalSource::File(path)) = &mut config.data.eval {
-            *path = absolute(path)?;
-        }
-        if let Some(path) = &mut config.data.test {
-            *path = absolute(path)?;
+        for path in config.data.splits_mut().into_iter().flat_map(|(_, files)| files.as_mut_slice()) {
+            if path != Path::new(STANDARD_INPUT) {
+                *path = absolute(path)?;
+            }
         }
         Ok(config)
     }
@@ -128,13 +129,10 @@ impl RunConfig {
         let config_dir = here.join(file.parent().unwrap_or(Path::new("")));
         let base = |key: &str| if source.is_argument(key) { &here } else { &config_dir };
         self.resolve_model(base("model.path"), &here).map_err(|invalid| source.invalid(&invalid))?;
-        let data = &mut self.data;
-        data.train = locate(base("data.train"), &data.train, &here);
-        if let Some(EvalSource::File(path)) = &mut data.eval {
-            *path = locate(base("data.eval"), path, &here);
-        }
-        if let Some(path) = &mut data.test {
-            *path = locate(base("data.test"), path, &here);
+        for (key, files) in self.data.splits_mut() {
+            for path in files.as_mut_slice().iter_mut().filter(|path| *path != Path::new(STANDARD_INPUT)) {
+                *path = locate(base(key), path, &here);
+            }
         }
         Ok(())
     }
@@ -158,6 +156,14 @@ impl RunConfig {
         Ok(())
     }
 
+    /// Puts the files that patterns match in their place, sorted.
+    fn find_files(&mut self) -> Result<(), Invalid> {
+        for (key, files) in self.data.splits_mut() {
+            *files = matching(files).map_err(|message| Invalid::new(key, message))?;
+        }
+        Ok(())
+    }
+
     fn check_inputs_exist(&self) -> Result<(), Invalid> {
         let model = Path::new(&self.model.path);
         if !model.is_dir() {
@@ -170,6 +176,9 @@ impl RunConfig {
             return Err(Invalid::new("model.path", message));
         }
         for (key, path) in self.data.files() {
+            if path == Path::new(STANDARD_INPUT) {
+                continue;
+            }
             match std::fs::metadata(path) {
                 Ok(found) if found.is_dir() => {
                     return Err(Invalid::new(key, format!("is {}, a directory, expected a file", path.display())));

@@ -5,7 +5,7 @@
 
 mod common;
 
-use bertft::data::config::{Column, TaskKind};
+use bertft::data::config::TaskKind;
 use bertft::data::{Batch, Dataset};
 use bertft::encoders::Read;
 use bertft::heads::Objective;
@@ -310,16 +310,8 @@ fn tasks_are_read_from_the_directory() {
 }
 
 fn save(model: &Model, dir: &Path, source: &Path) {
-    let extra = BertftJson {
-        version: "0.1.0".into(),
-        task: "classification".into(),
-        text: Column::Name("text".into()),
-        text_pair: None,
-        label: Column::Name("label".into()),
-        header: true,
-        max_length: 40,
-        threshold: None,
-    };
+    let data = toml::from_str("train = 'train.csv'\nmax_length = 40").unwrap();
+    let extra = BertftJson::new(TaskKind::Classification, &data);
     model.save(dir, &Pretrained::open(source).unwrap(), &extra).unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
 use super::prepare::{dataset, family};
-use super::scoring::Scoring;
+use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, TaskKind};
@@ -33,9 +33,9 @@ pub struct EvalArgs {
     /// A run directory or a Hugging Face model directory
     #[arg(long, short, value_name = "DIR")]
     pub model: PathBuf,
-    /// The labelled rows
-    #[arg(long, short, value_name = "FILE")]
-    pub data: PathBuf,
+    /// The labelled rows: one or several files, glob patterns, or - for standard input
+    #[arg(long, short, value_name = "FILE", required = true, num_args = 1..)]
+    pub data: Vec<PathBuf>,
     /// Exit with 3 if the metric is below the bound; may be repeated
     #[arg(long, value_name = "METRIC=X")]
     pub fail_under: Vec<String>,
@@ -66,14 +66,16 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     for gate in &gates {
         gate.known(names(family(&task)))?;
     }
-    let examples = scoring.read_labelled(&args.data)?;
+    let files = input_files("--data", &args.data)?;
+    let file = files.name();
+    let (examples, skipped) = scoring.read_labelled(&files)?;
     let targets = match task.kind {
-        TaskKind::Regression => value_targets(&examples, &args.data)?,
-        TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &args.data)?,
+        TaskKind::Regression => value_targets(&examples)?,
+        TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &file)?,
     };
-    let data =
-        dataset(&scoring.pretrained, &scoring.tokenizer, &examples, targets, &args.data, scoring.max_length, ui)?;
-    let set = EvalSet { name: "eval".into(), data, slices: Slices::from_examples(&examples, &args.data)? };
+    let slices = Slices::from_examples(&examples, &file)?;
+    let data = dataset(&scoring.pretrained, &scoring.tokenizer, &examples, targets, &file, scoring.max_length, ui)?;
+    let set = EvalSet { name: "eval".into(), data, slices };
     let (batch_size, threshold) = (scoring.batch_size, scoring.threshold());
     let result = evaluate(&mut scoring.model, &set, batch_size, threshold, ui)?;
     let per_second = result.samples as f64 / result.seconds;
@@ -96,13 +98,19 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         if let Some(slices) = &result.slices {
             object["slices"] = json!(slices);
         }
+        if skipped.rows > 0 {
+            object["skipped"] = json!(skipped);
+        }
         ui.out_json(&object)?;
     } else {
+        if let Some(skipped) = skipped.describe() {
+            ui.note(&format!("warning: {skipped}"));
+        }
         if let Some(report) = &result.report {
             ui.out(&report.tables(&task.labels).to_string())?;
             ui.out("")?;
         }
-        let split = args.data.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let split = file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         ui.out_metrics(&[(&split, &result.metrics)])?;
         if let Some(slices) = &result.slices {
             ui.out_slices(&split, slices)?;

@@ -10,6 +10,7 @@ pub mod train;
 pub mod ui;
 
 use crate::data::config::{Column, Format};
+use crate::data::settings::{Delimiter, Encoding, OnBadRow, Pattern};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::ops::cpu::{LEVEL_VARIABLE, Level, asked_level};
@@ -95,18 +96,50 @@ pub struct InputArgs {
     /// Number format of activations and matrix products: f32 or bf16 [default: f32]
     #[arg(long, value_name = "FORMAT")]
     pub precision: Option<Precision>,
-    /// Column of the text: name or 0-based index [default: as in training, else text]
+    /// Column of the text: name or 0-based index; repeat it to join several [default: as in training, else text]
     #[arg(long, value_name = "COLUMN")]
-    pub text: Option<Column>,
+    pub text: Vec<Column>,
+    /// What stands between joined columns [default: as in training, else a space]
+    #[arg(long, value_name = "TEXT")]
+    pub join: Option<String>,
     /// Column of the second text of a pair [default: as in training]
     #[arg(long, value_name = "COLUMN")]
     pub text_pair: Option<Column>,
-    /// How the file is written: csv, tsv or jsonl [default: by its extension]
+    /// How the file is written: csv, tsv, jsonl or pattern [default: by its extension, else as in training]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<Format>,
+    /// Encoding of the characters, such as latin-1 or gb18030 [default: by the byte order mark, else UTF-8, else as in training]
+    #[arg(long, value_name = "NAME")]
+    pub encoding: Option<Encoding>,
+    /// The character between fields of csv and tsv [default: as in training, else comma and tab]
+    #[arg(long, value_name = "CHARACTER")]
+    pub delimiter: Option<Delimiter>,
+    /// Quotes enclose fields [default: as in training, else in csv]
+    #[arg(long, overrides_with = "no_quoting")]
+    quoting: bool,
+    /// Quotes are text
+    #[arg(long)]
+    no_quoting: bool,
+    /// Take lines apart by a regular expression, whose named groups are the columns [default: as in training]
+    #[arg(long, value_name = "REGEX")]
+    pub pattern: Option<Pattern>,
+    /// What to do with rows that cannot be read: error or skip [default: error]
+    #[arg(long, value_name = "ACTION")]
+    pub on_bad_row: Option<OnBadRow>,
     /// The first row is data, and columns are given by index
     #[arg(long)]
     pub no_header: bool,
+}
+
+impl InputArgs {
+    /// Whether quotes enclose fields, if a flag says so.
+    pub fn quoting(&self) -> Option<bool> {
+        match (self.quoting, self.no_quoting) {
+            (true, _) => Some(true),
+            (_, true) => Some(false),
+            _ => None,
+        }
+    }
 }
 
 /// The command line; `Err` holds the exit code when there is nothing to run: help was shown, or the usage is wrong.

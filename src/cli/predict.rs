@@ -1,15 +1,18 @@
 //! `bertft predict`: a model and rows to one JSON object a row.
 
-use super::scoring::Scoring;
+use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
-use crate::data::{Example, Reader};
+use crate::data::settings::STANDARD_INPUT;
+use crate::data::{Example, Reader, Skipped};
 use crate::error::{Error, Result};
 use crate::predict::Predictor;
+use crate::train::log::{Event, Reporter};
 use clap::Args;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Predict the rows of a file or of standard input
 ///
@@ -27,9 +30,9 @@ pub struct PredictArgs {
     /// A run directory or a Hugging Face model directory
     #[arg(long, short, value_name = "DIR")]
     pub model: PathBuf,
-    /// The rows; - or nothing is standard input
+    /// The rows: one or several files or glob patterns; - or nothing is standard input
     #[arg(value_name = "FILE")]
-    pub file: Option<PathBuf>,
+    pub files: Vec<PathBuf>,
     /// Where to write the predictions [default: standard output]
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -39,17 +42,16 @@ pub struct PredictArgs {
 
 pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let mut scoring = Scoring::open(&args.model, &args.input, None, globals, ui)?;
-    let file = args.file.as_deref().filter(|f| *f != Path::new("-"));
-    let options = scoring.read_options(file, false)?;
-    let reader = match file {
-        Some(file) => Reader::open(file, &options)?,
-        None => Reader::from_stream(std::io::stdin(), "standard input", &options)?,
-    };
+    let files = input_files("FILE", &args.files)?;
+    let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));
+    let options = scoring.read_options(first, false)?;
+    let reader = Reader::open_all(files.as_slice(), &options)?;
+    let skipped = Arc::new(Mutex::new(Skipped::default()));
     let mut output = args.output.as_deref().map(Output::create).transpose()?;
     let (batch_size, max_length, threshold) = (scoring.batch_size, scoring.max_length, scoring.threshold());
     let mut predictor =
         Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length).with_threshold(threshold);
-    for chunk in chunks(reader, CHUNK) {
+    for chunk in chunks(reader, CHUNK, Arc::clone(&skipped)) {
         let mut lines = String::new();
         for prediction in predictor.predict(&chunk?)? {
             let json = serde_json::to_string(&prediction).map_err(|e| Error::Failed(e.to_string()))?;
@@ -60,6 +62,9 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             Some(output) => output.write(&lines)?,
             None => ui.out(&lines)?,
         }
+    }
+    if let Some(message) = skipped.lock().unwrap_or_else(PoisonError::into_inner).describe() {
+        ui.event(&Event::Warning { message });
     }
     output.map_or(Ok(()), Output::finish)
 }
@@ -101,16 +106,19 @@ impl Output {
 const CHUNK: usize = 1024;
 
 /// The reader's rows in pieces: as many as have arrived, so that a slow source is answered at once and a file goes in
-/// full pieces. Rows before a bad one still come.
-fn chunks(reader: Reader, most: usize) -> impl Iterator<Item = Result<Vec<Example>>> {
+/// full pieces. Rows before a bad one still come. At the end `skipped` tells what was left out.
+fn chunks(mut reader: Reader, most: usize, skipped: Arc<Mutex<Skipped>>) -> impl Iterator<Item = Result<Vec<Example>>> {
     let (send, receive) = std::sync::mpsc::sync_channel(2 * most);
     std::thread::spawn(move || {
-        for row in reader {
+        for row in reader.by_ref() {
             // The receiver goes away when a prediction fails; then there is nothing left to do.
             if send.send(row).is_err() {
                 break;
             }
         }
+        // Before `send` is dropped, so that who waits for the end finds it.
+        *skipped.lock().unwrap_or_else(PoisonError::into_inner) = reader.skipped().clone();
+        drop(send);
     });
     let mut failed = None;
     std::iter::from_fn(move || {

@@ -4,7 +4,8 @@ use crate::config::RunConfig;
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::slices::Slices;
 use crate::data::{
-    Dataset, LabelMap, ReadOptions, Targets, Tokenizer, labels::value_targets, read_examples, split_fraction,
+    Dataset, Example, LabelMap, ReadOptions, Reader, Skipped, Targets, Tokenizer, labels::value_targets,
+    settings::Files, split_fraction,
 };
 use crate::error::{Error, Result};
 use crate::metrics::{Family, names};
@@ -13,19 +14,22 @@ use crate::train::config::metric_family;
 use crate::train::eval::EvalSet;
 use crate::train::eval_config::EvalConfig;
 use crate::train::log::{Event, Phase, Progress, Reporter};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
 /// Everything read and tokenised.
 pub struct Prepared {
     pub pretrained: Pretrained,
     pub task: Task,
     pub train: Dataset,
-    /// Named `eval`, if there is one.
+    /// One named `eval`, or several named `eval_` and their name; none when nothing is evaluated.
     pub eval: Vec<EvalSet>,
     /// Named `test`.
     pub test: Option<EvalSet>,
     /// `train.class_weights` in label order.
     pub class_weights: Option<Vec<f32>>,
+    /// What was left out of each split.
+    skipped: HashMap<String, Skipped>,
 }
 
 impl Prepared {
@@ -35,42 +39,47 @@ impl Prepared {
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
         let tokenizer = Tokenizer::load(pretrained.dir())?;
         let data = &config.data;
-        let options = ReadOptions {
-            format: data.format,
-            text: data.text.clone(),
-            text_pair: data.text_pair.clone(),
-            label: Some(data.label.clone()),
-            slice: config.eval.slice_by.clone(),
-            header: data.header,
-        };
+        let mut skipped = HashMap::new();
         // What is only learnt from needs no groups.
         let splits = matches!(data.eval, Some(EvalSource::Fraction(_)));
-        let slice = options.slice.clone().filter(|_| splits);
-        let train = read_examples(&data.train, &ReadOptions { slice, ..options.clone() })?;
+        let mut read = |split: &str, files: &Files| -> Result<Vec<Example>> {
+            let slice = config.eval.slice_by.clone().filter(|_| splits || split != "train");
+            let mut reader = Reader::open_all(files.as_slice(), &ReadOptions { slice, ..data.read_options() })?;
+            let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
+            reader.check_not_empty(examples.len())?;
+            if split == "train" {
+                warn_of_unused(&reader.unused_renames(), reporter);
+            }
+            skipped.insert(split.to_owned(), reader.skipped().clone());
+            Ok(examples)
+        };
+        let train = read("train", &data.train)?;
+        let mut scored = vec![];
+        for (name, files) in eval_files(data.eval.as_ref()) {
+            scored.push((read(&name, files)?, files, name));
+        }
+        if let Some(files) = &data.test {
+            scored.push((read("test", files)?, files, "test".to_owned()));
+        }
         let labels = match (config.task.kind, &data.labels) {
             (TaskKind::Regression, _) => None,
             (_, Some(names)) => Some(LabelMap::new(names.clone())?),
-            (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train)?),
+            (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train.name())?),
         };
-        let mut load = |name: &str, file: &PathBuf, examples: Option<Vec<_>>| {
-            let examples = match examples {
-                Some(e) => e,
-                None => read_examples(file, &options)?,
-            };
+        let mut load = |examples: Vec<Example>, files: &Files, name: String| {
+            let file = files.name();
             let targets = match &labels {
-                Some(map) => map.targets(&examples, file)?,
-                None => value_targets(&examples, file)?,
+                Some(map) => map.targets(&examples, &file)?,
+                None => value_targets(&examples)?,
             };
-            let slices = Slices::from_examples(&examples, file)?;
-            let data = dataset(&pretrained, &tokenizer, &examples, targets, file, data.max_length, reporter)?;
-            Ok::<_, Error>(EvalSet { name: name.into(), data, slices })
+            let slices = Slices::from_examples(&examples, &file)?;
+            let data = dataset(&pretrained, &tokenizer, &examples, targets, &file, data.max_length, reporter)?;
+            Ok::<_, Error>(EvalSet { name, data, slices })
         };
-        let all = load("train", &data.train, Some(train))?;
-        let eval_file = match &data.eval {
-            Some(EvalSource::File(file)) => Some(load("eval", file, None)?),
-            _ => None,
-        };
-        let test = data.test.as_ref().map(|file| load("test", file, None)).transpose()?;
+        let all = load(train, &data.train, "train".to_owned())?;
+        let loaded = scored.into_iter().map(|(examples, files, name)| load(examples, files, name));
+        let mut eval = loaded.collect::<Result<Vec<_>>>()?;
+        let test = if data.test.is_some() { eval.pop() } else { None };
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
@@ -78,7 +87,7 @@ impl Prepared {
                 let eval = EvalSet { name: "eval".into(), data: all.data.subset(&eval_rows), slices };
                 (all.data.subset(&train_rows), vec![eval])
             }
-            _ => (all.data, eval_file.into_iter().collect()),
+            _ => (all.data, eval),
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
@@ -86,7 +95,7 @@ impl Prepared {
         check_threshold(&task, &config.eval)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
-        Ok(Self { pretrained, task, train, eval, test, class_weights })
+        Ok(Self { pretrained, task, train, eval, test, class_weights, skipped })
     }
 
     /// The splits that there are, by name.
@@ -111,8 +120,17 @@ impl Prepared {
             longest: data.tokens.lengths().into_iter().max().unwrap_or(0),
             truncated: data.tokens.truncated.iter().filter(|t| **t).count(),
             labels: labels(&data.targets),
+            skipped: self.skipped.get(split).cloned().unwrap_or_default(),
         };
         self.splits().map(event).collect()
+    }
+}
+
+/// A key of `rename_labels` that no row has is most likely misspelt.
+fn warn_of_unused(names: &[&str], reporter: &mut dyn Reporter) {
+    for name in names {
+        let message = format!("data.rename_labels has \"{name}\", which is the label of no training row");
+        reporter.event(&Event::Warning { message });
     }
 }
 
@@ -132,6 +150,15 @@ fn check_metric(task: &Task, metric: &str) -> Result<()> {
     Err(Error::input(format!(
         "train.metric_for_best_model is \"{metric}\", but with {classes} labels there is {listed}"
     )))
+}
+
+/// The files of each eval set with the name that results give it.
+fn eval_files(eval: Option<&EvalSource>) -> Vec<(String, &Files)> {
+    match eval {
+        Some(EvalSource::Files(files)) => vec![("eval".into(), files)],
+        Some(EvalSource::Named(sets)) => sets.iter().map(|(name, files)| (format!("eval_{name}"), files)).collect(),
+        Some(EvalSource::Fraction(_)) | None => vec![],
+    }
 }
 
 /// A threshold decides between two labels, which the data have or not.

@@ -4,7 +4,9 @@ use super::prepare::check_max_length;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, Format};
-use crate::data::{Example, ReadOptions, Reader, Tokenizer, read_examples};
+use crate::data::reader::{Naming, format_by_extension, is_utf8};
+use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
+use crate::data::{Example, ReadOptions, Reader, Skipped, Tokenizer, read_all};
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
 use crate::nn::workspace::Space;
@@ -82,35 +84,46 @@ impl Scoring {
     pub fn read_options(&self, file: Option<&Path>, labelled: bool) -> Result<ReadOptions> {
         let (input, extra) = (&self.input, self.extra.as_ref());
         let named = |name: &str| Column::Name(name.into());
-        let is_name = |c: &Option<Column>| matches!(c, Some(Column::Name(_)));
-        let by_name =
-            is_name(&input.text) || is_name(&input.text_pair) || is_name(&self.label) || is_name(&self.slice_by);
+        let is_name = |c: &Column| matches!(c, Column::Name(_));
+        let mut own = input.text.iter().chain(&input.text_pair).chain(&self.label).chain(&self.slice_by);
+        let by_name = own.any(is_name);
+        // A known extension says more than what the training file was. Plain texts (.txt) have no labels.
+        let by_extension = file.and_then(format_by_extension);
+        let as_trained = match (file, by_extension) {
+            (_, Some(Some(_))) => None,
+            (Some(_), Some(None)) | (None, _) if !labelled => None,
+            _ => extra.and_then(|e| e.format),
+        };
+        let set = input.format.or(input.pattern.as_ref().map(|_| Format::Pattern));
+        let format = set.or(as_trained);
+        let found = format.or(by_extension.flatten());
+        let same = extra.filter(|e| e.format.is_some() && e.format == found);
         let mut options = ReadOptions {
-            format: input.format,
-            text: input.text.clone().or(extra.map(|e| e.text.clone())).unwrap_or(named("text")),
+            format,
+            text: Columns::new(input.text.clone()).or(extra.map(|e| e.text.clone())).unwrap_or(named("text").into()),
             text_pair: input.text_pair.clone().or(extra.and_then(|e| e.text_pair.clone())),
             slice: self.slice_by.clone(),
             label: labelled.then(|| self.label.clone().or(extra.map(|e| e.label.clone())).unwrap_or(named("label"))),
             // A column given by name can only mean a header.
             header: !input.no_header && (extra.is_none_or(|e| e.header) || by_name),
+            encoding: input.encoding,
+            delimiter: input.delimiter.or(same.and_then(|e| e.delimiter)),
+            quoting: input.quoting().or(same.and_then(|e| e.quoting)),
+            pattern: input.pattern.clone().or(same.and_then(|e| e.pattern.clone())),
+            join: input.join.clone().or(extra.and_then(|e| e.join.clone())).unwrap_or(" ".into()),
+            on_bad_row: input.on_bad_row.unwrap_or_default(),
+            rename_labels: extra.map(|e| e.rename_labels.clone()).unwrap_or_default(),
+            naming: Naming::Flags,
         };
-        if is_jsonl(file, input.format) {
-            // A model trained on a file without header knows columns by number; JSON has names only.
-            options.header = true;
-            let own = [input.text.is_some(), input.text_pair.is_some(), self.label.is_some()];
-            let columns = [
-                (Some(&mut options.text), "text"),
-                (options.text_pair.as_mut(), "text_pair"),
-                (options.label.as_mut(), "label"),
-            ];
-            for ((column, name), own) in columns.into_iter().zip(own) {
-                if let Some(column) = column
-                    && matches!(column, Column::Index(_))
-                    && !own
-                {
-                    *column = named(name);
-                }
-            }
+        if matches!(found, Some(Format::Jsonl | Format::Pattern)) || found.is_none() && file.is_none() {
+            self.name_columns(&mut options);
+        }
+        // That of the training data is no promise about other files: it is for those that need one.
+        if let (None, Some(encoding), Some(file)) = (input.encoding, extra.and_then(|e| e.encoding), file)
+            && file.is_file()
+            && !is_utf8(file)?
+        {
+            options.encoding = Some(encoding);
         }
         // A directory made elsewhere does not say whether it wants pairs: take the column when the file has it.
         // Only a file can be opened twice; what a pipe gave is gone.
@@ -123,20 +136,33 @@ impl Scoring {
         Ok(options)
     }
 
-    /// All rows of a labelled file.
-    pub fn read_labelled(&self, file: &Path) -> Result<Vec<Example>> {
-        read_examples(file, &self.read_options(Some(file), true)?)
+    /// A model trained on a file without header knows columns by number; JSON and patterns have names only.
+    fn name_columns(&self, options: &mut ReadOptions) {
+        let input = &self.input;
+        let named = |name: &str| Column::Name(name.into());
+        options.header = true;
+        if input.text.is_empty() && options.text.iter().any(|c| matches!(c, Column::Index(_))) {
+            options.text = named("text").into();
+        }
+        if let (None, Some(Column::Index(_))) = (&input.text_pair, &options.text_pair) {
+            options.text_pair = Some(named("text_pair"));
+        }
+        if let (None, Some(Column::Index(_))) = (&self.label, &options.label) {
+            options.label = Some(named("label"));
+        }
+    }
+
+    /// All rows of labelled files, and what was skipped.
+    pub fn read_labelled(&self, files: &Files) -> Result<(Vec<Example>, Skipped)> {
+        let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));
+        read_all(files.as_slice(), &self.read_options(first, true)?)
     }
 }
 
-fn is_jsonl(file: Option<&Path>, format: Option<Format>) -> bool {
-    match (format, file) {
-        (Some(format), _) => format == Format::Jsonl,
-        (None, None) => true,
-        (None, Some(file)) => {
-            file.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("json"))
-        }
-    }
+/// The files that arguments name, with glob patterns replaced by what they match.
+pub fn input_files(flag: &str, paths: &[PathBuf]) -> Result<Files> {
+    let files = Files::new(paths.to_vec()).unwrap_or(PathBuf::from(STANDARD_INPUT).into());
+    matching(&files).map_err(|message| Error::input(format!("{flag} {message}")))
 }
 
 /// `dir/model` of a run directory, else `dir` itself.

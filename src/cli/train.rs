@@ -5,6 +5,7 @@ use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
 use crate::data::config::EvalSource;
+use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
 use crate::error::{Error, Result};
@@ -22,7 +23,9 @@ use crate::train::trainer::{Outcome, Trainer, collect_metrics, final_eval};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
+use serde_json::map::Entry;
 use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -130,16 +133,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     run.write("config.toml", &config.to_toml()?)?;
     run.write("run.json", &manifest(&config, &prepared, globals, &device)?)?;
 
-    let extra = BertftJson {
-        version: env!("CARGO_PKG_VERSION").into(),
-        task: config.task.kind.name().into(),
-        text: config.data.text.clone(),
-        text_pair: config.data.text_pair.clone(),
-        label: config.data.label.clone(),
-        header: config.data.header,
-        max_length: config.data.max_length,
-        threshold: None,
-    };
+    let extra = BertftJson::new(config.task.kind, &config.data);
     let outcome = Trainer {
         model: &mut model,
         train: &prepared.train,
@@ -241,10 +235,10 @@ impl Closing<'_> {
 fn next_commands(config: &RunConfig, model: &str) -> String {
     let data = match (&config.data.test, &config.data.eval) {
         (Some(test), _) => test,
-        (None, Some(EvalSource::File(eval))) => eval,
+        (None, Some(EvalSource::Files(eval))) => eval,
         _ => &config.data.train,
     };
-    let data = data.display();
+    let data = data.first().display();
     let predict = match config.data.text_pair {
         Some(_) => format!("bertft predict --model {model} {data}"),
         None => format!("echo 'a text of yours' | bertft predict --model {model}"),
@@ -315,13 +309,33 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// SHA-256 of a file, read piece by piece.
+fn sha256(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    let read = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hash));
+    read.map_err(|e| Error::io(path, e))?;
+    Ok(hex(&hash.finalize()))
+}
+
 /// `run.json`: what the run was made from.
 fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: &Device) -> Result<String> {
     let mut files = serde_json::Map::new();
     for (key, path) in config.data.files() {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let sha256 = hex(&Sha256::digest(&bytes));
-        files.insert(key.trim_start_matches("data.").into(), json!({ "file": path, "sha256": sha256 }));
+        // Standard input cannot be read again.
+        let file = match path == Path::new(STANDARD_INPUT) {
+            true => json!({ "file": path }),
+            false => json!({ "file": path, "sha256": sha256(path)? }),
+        };
+        // One file stands alone, several in a list.
+        match files.entry(key.trim_start_matches("data.")) {
+            Entry::Vacant(entry) => {
+                entry.insert(file);
+            }
+            Entry::Occupied(mut entry) => match entry.get_mut() {
+                serde_json::Value::Array(list) => list.push(file),
+                first => *first = json!([first.take(), file]),
+            },
+        }
     }
     let manifest = json!({
         "version": env!("CARGO_PKG_VERSION"),

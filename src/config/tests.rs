@@ -1,7 +1,7 @@
 //! What a config file means, and the message for each way to get it wrong.
 
 use super::*;
-use crate::data::config::Column;
+use crate::data::config::{Column, EvalSource};
 use crate::train::class_weights::ClassWeights;
 use crate::train::config::Scheduler;
 use std::fs;
@@ -69,7 +69,7 @@ fn defaults_are_those_of_the_contract() {
     let config = Place::new("").load(&[]).unwrap();
     assert_eq!(config.train, TrainConfig { batch_size: Some(8), ..TrainConfig::default() });
     assert_eq!(config.train.learning_rate, 5e-5);
-    assert_eq!(config.data.text, Column::Name("text".into()));
+    assert_eq!(config.data.text, Column::Name("text".into()).into());
     assert_eq!(config.data.label, Column::Name("label".into()));
     assert!(config.data.header);
     assert_eq!(config.data.max_length, 128);
@@ -210,7 +210,7 @@ fn set_goes_over_the_file() {
         .unwrap();
     assert_eq!(config.train.epochs, 5.0);
     assert_eq!(config.train.batch_size, Some(16));
-    assert_eq!(config.data.text, Column::Index(2));
+    assert_eq!(config.data.text, Column::Index(2).into());
     assert_eq!(config.data.label, Column::Name("a#b".into()));
     assert_eq!(config.data.labels, Some(vec!["x".into(), "y".into()]));
     // A right value repairs a wrong one in the file, before anything is checked.
@@ -258,7 +258,7 @@ fn data_keys_must_fit_each_other() {
         (&["data.max_length=2"], "--set data.max_length=2: data.max_length is 2, expected 3 to 1000000"),
         (&["data.max_length=4", "data.text_pair=b"], "--set data.max_length=4: data.max_length is 4, expected 5"),
         (&["data.labels=[\"a\", \"a\"]"], "--set data.labels=[\"a\", \"a\"]: data.labels has \"a\" twice"),
-        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a fraction"),
+        (&["data.eval=1.0"], "--set data.eval=1.0: data.eval is 1.0, expected a file name (string) or a list"),
         (&["data.test="], "--set data.test=: data.test is empty, expected a file name"),
     ];
     for (set, expected) in cases {
@@ -275,11 +275,11 @@ fn paths_are_relative_to_file_or_working_directory() {
     let place = Place::new("");
     let config = place.load(&["data.test=some/test.csv", "data.eval=../dev.csv"]).unwrap();
     assert_eq!(config.model.path, place.path("model").to_str().unwrap());
-    assert_eq!(config.data.train, place.path("train.csv"));
+    assert_eq!(config.data.train, place.path("train.csv").into());
     // Seen from the working directory, which is not the file's.
-    assert_eq!(config.data.test, Some("some/test.csv".into()));
+    assert_eq!(config.data.test, Some(PathBuf::from("some/test.csv").into()));
     let above = std::env::current_dir().unwrap().parent().unwrap().join("dev.csv");
-    assert_eq!(config.data.eval, Some(EvalSource::File(above)));
+    assert_eq!(config.data.eval, Some(EvalSource::Files(above.into())));
     assert_eq!(config.output.dir, Path::new("runs/x"));
 }
 

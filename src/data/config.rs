@@ -1,10 +1,16 @@
 //! The `[task]` kind and the `[data]` table: which files, which columns, how long a row may be.
 
-use serde::de::{self, Deserializer, Visitor};
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use super::reader::{Naming, ReadOptions, format_by_extension};
+use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
 
 /// What the model learns to say about a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -132,6 +138,20 @@ pub enum Format {
     Tsv,
     /// One JSON object a line.
     Jsonl,
+    /// Lines that `data.pattern` takes apart.
+    Pattern,
+}
+
+impl Format {
+    /// The name in config files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Tsv => "tsv",
+            Self::Jsonl => "jsonl",
+            Self::Pattern => "pattern",
+        }
+    }
 }
 
 impl FromStr for Format {
@@ -142,7 +162,8 @@ impl FromStr for Format {
             "csv" => Ok(Self::Csv),
             "tsv" => Ok(Self::Tsv),
             "jsonl" => Ok(Self::Jsonl),
-            _ => Err("expected csv, tsv or jsonl".into()),
+            "pattern" => Ok(Self::Pattern),
+            _ => Err("expected csv, tsv, jsonl or pattern".into()),
         }
     }
 }
@@ -150,17 +171,24 @@ impl FromStr for Format {
 /// Where the rows for evaluation come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EvalSource {
-    /// A file of its own.
-    File(PathBuf),
+    /// Files of their own.
+    Files(Files),
     /// This share of the training rows, strictly between 0 and 1 (stratified and seeded).
     Fraction(f64),
+    /// Several sets, each by its name.
+    Named(BTreeMap<String, Files>),
 }
 
 impl Serialize for EvalSource {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         match self {
-            Self::File(path) => path.serialize(s),
+            Self::Files(files) => files.serialize(s),
             Self::Fraction(share) => s.serialize_f64(*share),
+            Self::Named(sets) => {
+                let mut map = s.serialize_map(Some(sets.len()))?;
+                sets.iter().try_for_each(|(name, files)| map.serialize_entry(name, files))?;
+                map.end()
+            }
         }
     }
 }
@@ -168,13 +196,16 @@ impl Serialize for EvalSource {
 impl<'de> Deserialize<'de> for EvalSource {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct AnySource;
-        impl Visitor<'_> for AnySource {
+        impl<'de> Visitor<'de> for AnySource {
             type Value = EvalSource;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a file name (string) or a fraction of the training rows between 0 and 1, such as 0.1")
+                f.write_str(
+                    "a file name (string) or a list of them, a fraction of the training rows between 0 and 1, such as \
+                     0.1, or a table of named sets",
+                )
             }
             fn visit_str<E: de::Error>(self, v: &str) -> Result<EvalSource, E> {
-                Ok(EvalSource::File(v.into()))
+                Ok(EvalSource::Files(Files::from(PathBuf::from(v))))
             }
             fn visit_f64<E: de::Error>(self, v: f64) -> Result<EvalSource, E> {
                 if v > 0.0 && v < 1.0 {
@@ -182,6 +213,12 @@ impl<'de> Deserialize<'de> for EvalSource {
                 } else {
                     Err(E::invalid_value(de::Unexpected::Float(v), &self))
                 }
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<EvalSource, A::Error> {
+                Files::deserialize(SeqAccessDeserializer::new(seq)).map(EvalSource::Files)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EvalSource, A::Error> {
+                BTreeMap::deserialize(MapAccessDeserializer::new(map)).map(EvalSource::Named)
             }
         }
         d.deserialize_any(AnySource)
@@ -193,16 +230,19 @@ impl<'de> Deserialize<'de> for EvalSource {
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// The rows to learn from.
-    pub train: PathBuf,
+    pub train: Files,
     /// The rows to evaluate on during training; without them nothing is evaluated until the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalSource>,
     /// Rows scored once, at the end, with the best model.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub test: Option<PathBuf>,
-    /// The column of the (first) text. Default `"text"`.
-    #[serde(default = "text_column")]
-    pub text: Column,
+    pub test: Option<Files>,
+    /// The column of the (first) text, or several that are joined to one. Default `"text"`.
+    #[serde(default = "text_columns")]
+    pub text: Columns,
+    /// What stands between joined columns. Default one space.
+    #[serde(default = "space")]
+    pub join: String,
     /// The column of the second text of a pair.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<Column>,
@@ -215,6 +255,24 @@ pub struct DataConfig {
     /// How all data files are written. Default: by each file's extension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<Format>,
+    /// The characters' encoding where no byte order mark names it. Default UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
+    /// Between the fields of csv and tsv. Default a comma, and a tab.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<Delimiter>,
+    /// Whether quotes enclose fields. Default true in csv, false in tsv.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quoting: Option<bool>,
+    /// A regular expression whose named groups are the columns of a line; `format = "pattern"` goes without saying.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<Pattern>,
+    /// What to do with rows that cannot be read. Default: stop at the first.
+    #[serde(default)]
+    pub on_bad_row: OnBadRow,
+    /// Labels of the files by the names that they get. Default: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rename_labels: BTreeMap<String, String>,
     /// The labels in the order of their ids. Default: the checkpoint's if the set matches, else sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
@@ -223,8 +281,12 @@ pub struct DataConfig {
     pub max_length: usize,
 }
 
-fn text_column() -> Column {
-    Column::Name("text".into())
+fn text_columns() -> Columns {
+    Column::Name("text".into()).into()
+}
+
+fn space() -> String {
+    " ".into()
 }
 
 fn label_column() -> Column {
@@ -257,6 +319,7 @@ impl DataConfig {
     /// Checks what types cannot: ranges and keys that must fit each other. Touches no file.
     pub fn check(&self, task: TaskKind) -> Result<(), Invalid> {
         self.check_files()?;
+        self.check_layout()?;
         self.check_columns()?;
         self.check_labels(task)?;
         // [CLS] a [SEP] needs three tokens, [CLS] a [SEP] b [SEP] five.
@@ -271,66 +334,163 @@ impl DataConfig {
 
     /// The data files with their key paths.
     pub fn files(&self) -> Vec<(&'static str, &Path)> {
-        let mut files = vec![("data.train", self.train.as_path())];
-        if let Some(EvalSource::File(path)) = &self.eval {
-            files.push(("data.eval", path));
+        let splits = self.splits().into_iter();
+        splits.flat_map(|(key, files)| files.iter().map(move |path| (key, path.as_path()))).collect()
+    }
+
+    /// The files of each split, or of each named set of `data.eval`, with their key paths.
+    fn splits(&self) -> Vec<(&'static str, &Files)> {
+        let mut splits = vec![("data.train", &self.train)];
+        match &self.eval {
+            Some(EvalSource::Files(files)) => splits.push(("data.eval", files)),
+            Some(EvalSource::Named(sets)) => splits.extend(sets.values().map(|files| ("data.eval", files))),
+            Some(EvalSource::Fraction(_)) | None => {}
         }
-        if let Some(path) = &self.test {
-            files.push(("data.test", path));
+        splits.extend(self.test.as_ref().map(|files| ("data.test", files)));
+        splits
+    }
+
+    /// As [`Self::splits`], to be changed.
+    pub fn splits_mut(&mut self) -> Vec<(&'static str, &mut Files)> {
+        let mut splits = vec![("data.train", &mut self.train)];
+        match &mut self.eval {
+            Some(EvalSource::Files(files)) => splits.push(("data.eval", files)),
+            Some(EvalSource::Named(sets)) => splits.extend(sets.values_mut().map(|files| ("data.eval", files))),
+            Some(EvalSource::Fraction(_)) | None => {}
         }
-        files
+        splits.extend(self.test.as_mut().map(|files| ("data.test", files)));
+        splits
+    }
+
+    /// How the files are read.
+    pub fn read_options(&self) -> ReadOptions {
+        ReadOptions {
+            format: self.format,
+            text: self.text.clone(),
+            text_pair: self.text_pair.clone(),
+            label: Some(self.label.clone()),
+            slice: None,
+            header: self.header,
+            encoding: self.encoding,
+            delimiter: self.delimiter,
+            quoting: self.quoting,
+            pattern: self.pattern.clone(),
+            join: self.join.clone(),
+            on_bad_row: self.on_bad_row,
+            rename_labels: self.rename_labels.clone(),
+            naming: Naming::Config,
+        }
+    }
+
+    /// How a file is written, as far as config and name tell.
+    pub fn format_of(&self, path: &Path) -> Option<Format> {
+        self.format.or(self.pattern.as_ref().map(|_| Format::Pattern)).or_else(|| format_by_extension(path).flatten())
     }
 
     fn check_files(&self) -> Result<(), Invalid> {
+        let mut inputs = 0;
         for (key, path) in self.files() {
             if path.as_os_str().is_empty() {
                 return Err(Invalid::new(key, "is empty, expected a file name"));
+            }
+            inputs += usize::from(path == Path::new(STANDARD_INPUT));
+            if inputs > 1 {
+                return Err(Invalid::new(key, "is \"-\", but standard input can be read only once; give a file"));
+            }
+        }
+        match &self.eval {
+            Some(EvalSource::Named(sets)) if sets.is_empty() => {
+                Err(Invalid::new("data.eval", "is an empty table, expected named sets such as { dev = \"dev.csv\" }"))
+            }
+            Some(EvalSource::Named(sets)) => {
+                match sets.keys().find(|n| n.is_empty() || ["train", "eval", "test"].contains(&n.as_str())) {
+                    Some(name) => {
+                        Err(Invalid::new("data.eval", format!("names a set \"{name}\"; choose another name")))
+                    }
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The first file of a format that `is` accepts.
+    fn file_of(&self, is: impl Fn(Option<Format>) -> bool) -> Option<(&Path, &'static str)> {
+        let named = |path| self.format_of(path).map_or("plain text", Format::name);
+        self.files().into_iter().find(|(_, path)| is(self.format_of(path))).map(|(_, path)| (path, named(path)))
+    }
+
+    /// Keys that say how a file is written must fit what it is.
+    fn check_layout(&self) -> Result<(), Invalid> {
+        match (self.format, &self.pattern) {
+            (Some(Format::Pattern), None) => {
+                let message = "is \"pattern\"; add data.pattern, such as '^(?P<label>\\w+) (?P<text>.*)$'";
+                return Err(Invalid::new("data.format", message));
+            }
+            (Some(format), Some(_)) if format != Format::Pattern => {
+                let message = format!("is set, but data.format is \"{}\"; remove one of them", format.name());
+                return Err(Invalid::new("data.pattern", message));
+            }
+            _ => {}
+        }
+        let other = self.file_of(|f| matches!(f, Some(f) if f != Format::Csv && f != Format::Tsv));
+        let Some((path, format)) = other else { return Ok(()) };
+        for (key, set) in [("data.delimiter", self.delimiter.is_some()), ("data.quoting", self.quoting.is_some())] {
+            if set {
+                let message = format!("is set, but {} is {format}; it is for csv and tsv", path.display());
+                return Err(Invalid::new(key, message));
             }
         }
         Ok(())
     }
 
     fn check_columns(&self) -> Result<(), Invalid> {
-        let mut columns = vec![("data.text", &self.text)];
+        let mut columns: Vec<_> = self.text.iter().map(|c| ("data.text", c)).collect();
         columns.extend(self.text_pair.as_ref().map(|c| ("data.text_pair", c)));
         columns.push(("data.label", &self.label));
-        let jsonl = self.files().into_iter().find(|(_, path)| self.is_jsonl(path));
+        let by_key = self.file_of(|f| matches!(f, Some(Format::Jsonl | Format::Pattern)));
         for (i, (key, column)) in columns.iter().enumerate() {
             match column {
-                Column::Name(_) if !self.header && jsonl.is_none() => {
+                Column::Name(_) if !self.header && by_key.is_none() => {
                     let message = format!(
                         "is {column}, expected a 0-based index such as {i}: with data.header = false columns have no names"
                     );
                     return Err(Invalid::new(key, message));
                 }
-                Column::Index(_) if let Some((_, path)) = jsonl => {
-                    let message =
-                        format!("is {column}, expected a name: {} is jsonl, its columns are keys", path.display());
+                Column::Index(_) if let Some((path, format)) = by_key => {
+                    let columns = if format == "pattern" { "named groups" } else { "keys" };
+                    let message = format!(
+                        "is {column}, expected a name: {} is {format}, its columns are {columns}",
+                        path.display()
+                    );
                     return Err(Invalid::new(key, message));
                 }
                 _ => {}
             }
             if let Some((other, _)) = columns[..i].iter().find(|(_, c)| c == column) {
-                return Err(Invalid::new(key, format!("is {column}, the same column as {other}; each needs its own")));
+                let message = if other == key {
+                    format!("has {column} twice; each column once")
+                } else {
+                    format!("is {column}, the same column as {other}; each needs its own")
+                };
+                return Err(Invalid::new(key, message));
             }
         }
-        match jsonl {
-            Some((_, path)) if !self.header => {
-                let message = format!("is false, but {} is jsonl, which has no header; remove the key", path.display());
+        match by_key {
+            Some((path, format)) if !self.header => {
+                let message =
+                    format!("is false, but {} is {format}, which has no header; remove the key", path.display());
                 Err(Invalid::new("data.header", message))
             }
             _ => Ok(()),
         }
     }
 
-    fn is_jsonl(&self, path: &Path) -> bool {
-        match self.format {
-            Some(format) => format == Format::Jsonl,
-            None => path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("json")),
-        }
-    }
-
     fn check_labels(&self, task: TaskKind) -> Result<(), Invalid> {
+        if task == TaskKind::Regression && !self.rename_labels.is_empty() {
+            let message = "is set, but regression has no labels; remove the key";
+            return Err(Invalid::new("data.rename_labels", message));
+        }
         let Some(labels) = &self.labels else { return Ok(()) };
         let wrong = |message: String| Err(Invalid::new("data.labels", message));
         if task == TaskKind::Regression {

@@ -1,5 +1,8 @@
 //! One input row as it was read, before labels and tokens are looked up.
 
+use std::path::Path;
+use std::sync::Arc;
+
 /// A row of a data file: its text or texts, its label as a string, and where it came from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Example {
@@ -16,4 +19,6 @@ pub struct Example {
     pub row: u64,
     /// 1-based line of the file on which the row begins.
     pub line: u64,
+    /// The file, for messages.
+    pub file: Arc<Path>,
 }

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 pub struct LabelMap {
     names: Vec<String>,
     by_name: HashMap<String, usize>,
-    /// Classes whose name is an integer, also written as a float: `1` and `1.0` mean the same class.
-    by_integer: HashMap<i64, usize>,
+    /// Classes whose name has a plain form: `1` and `1.0` mean the same class, `true` and `True` too.
+    by_plain: HashMap<String, usize>,
 }
 
 impl LabelMap {
@@ -27,36 +27,36 @@ impl LabelMap {
             return Err(Error::input("the list of labels is empty; name at least one class"));
         }
         let mut by_name = HashMap::with_capacity(names.len());
-        let mut by_integer = HashMap::new();
+        let mut by_plain = HashMap::new();
         for (index, name) in names.iter().enumerate() {
             if by_name.insert(name.clone(), index).is_some() {
                 return Err(Error::input(format!("label \"{}\" is in the list of labels twice", shortened(name))));
             }
-            if let Some(integer) = as_integer(name) {
-                by_integer.entry(integer).or_insert(index);
+            if let Some(plain) = plain(name) {
+                by_plain.entry(plain).or_insert(index);
             }
         }
-        Ok(Self { names, by_name, by_integer })
+        Ok(Self { names, by_name, by_plain })
     }
 
     /// The classes of training data: the checkpoint's order when its names are the data's, else sorted, numerically if
-    /// all are integers. `1` and `1.0` are one class, named `1`.
+    /// all are integers. `1` and `1.0` are one class, named `1`; `true` and `True` are one, named `true`.
     ///
     /// # Errors
     /// When a row has no label or an empty one, or all rows have the same.
     pub fn from_examples(examples: &[Example], checkpoint: Option<&[String]>, file: &Path) -> Result<Self> {
         let mut distinct = BTreeSet::new();
         for example in examples {
-            let label = label_of(example, file)?;
+            let label = label_of(example)?;
             if label.trim().is_empty() {
                 let message = "the label is empty; fix the row or drop it";
-                return Err(Error::at_line(file, example.line, message));
+                return Err(Error::at_line(&example.file, example.line, message));
             }
             if !distinct.contains(label) {
                 distinct.insert(label.to_owned());
             }
         }
-        let mut names: Vec<String> = distinct.iter().filter(|n| !is_spelt_shorter(n, &distinct)).cloned().collect();
+        let mut names: Vec<String> = distinct.iter().filter(|n| !is_spelt_plainer(n, &distinct)).cloned().collect();
         if let Some(map) = checkpoint.and_then(|c| Self::new(c.to_vec()).ok())
             && map.is_onto(&names)
         {
@@ -90,10 +90,10 @@ impl LabelMap {
         self.names.is_empty()
     }
 
-    /// The class of that name; if there is none, the class that is the same integer (`1.0` finds `1`).
+    /// The class of that name; if there is none, the class that is the same integer or boolean (`1.0` finds `1`).
     pub fn index(&self, name: &str) -> Option<usize> {
-        let by_integer = || self.by_integer.get(&as_integer(name)?);
-        self.by_name.get(name).or_else(by_integer).copied()
+        let by_plain = || self.by_plain.get(&plain(name)?);
+        self.by_name.get(name).or_else(by_plain).copied()
     }
 
     /// The class of every row.
@@ -102,14 +102,14 @@ impl LabelMap {
     /// When a row has no label or one that is not in the map.
     pub fn targets(&self, examples: &[Example], file: &Path) -> Result<Targets> {
         let class = |example: &Example| {
-            let label = label_of(example, file)?;
-            let index = self.index(label).ok_or_else(|| self.unknown(label, example.line, file))?;
+            let label = label_of(example)?;
+            let index = self.index(label).ok_or_else(|| self.unknown(label, example))?;
             u32::try_from(index).map_err(|_| Error::in_file(file, "there are more than 2^32 classes"))
         };
         examples.iter().map(class).collect::<Result<_>>().map(Targets::Class)
     }
 
-    fn unknown(&self, label: &str, line: u64, file: &Path) -> Error {
+    fn unknown(&self, label: &str, example: &Example) -> Error {
         let names = || self.names.iter().map(String::as_str);
         let meant = did_you_mean(label, names());
         let message = format!(
@@ -117,7 +117,7 @@ impl LabelMap {
             shortened(label),
             listed(names())
         );
-        Error::at_line(file, line, message)
+        Error::at_line(&example.file, example.line, message)
     }
 
     /// Whether every name is another class of this map and every class is named.
@@ -131,29 +131,35 @@ impl LabelMap {
 ///
 /// # Errors
 /// When a row has no label or one that is not a finite f32.
-pub fn value_targets(examples: &[Example], file: &Path) -> Result<Targets> {
+pub fn value_targets(examples: &[Example]) -> Result<Targets> {
     let value = |example: &Example| {
-        let label = label_of(example, file)?;
+        let label = label_of(example)?;
         label.trim().parse::<f32>().ok().filter(|v| v.is_finite()).ok_or_else(|| {
             let message =
                 format!("label \"{}\" is not a finite number, which regression needs; fix the row", shortened(label));
-            Error::at_line(file, example.line, message)
+            Error::at_line(&example.file, example.line, message)
         })
     };
     examples.iter().map(value).collect::<Result<_>>().map(Targets::Value)
 }
 
-fn label_of<'e>(example: &'e Example, file: &Path) -> Result<&'e str> {
-    let missing = || Error::at_line(file, example.line, "the row has no label; set data.label to the label column");
+fn label_of(example: &Example) -> Result<&str> {
+    let missing =
+        || Error::at_line(&example.file, example.line, "the row has no label; set data.label to the label column");
     example.label.as_deref().ok_or_else(missing)
 }
 
 /// Whether a name such as `1.0` stands beside its plain form `1`.
-fn is_spelt_shorter(name: &str, names: &BTreeSet<String>) -> bool {
-    as_integer(name).is_some_and(|i| {
-        let plain = i.to_string();
-        plain != name && names.contains(&plain)
-    })
+fn is_spelt_plainer(name: &str, names: &BTreeSet<String>) -> bool {
+    plain(name).is_some_and(|plain| plain != name && names.contains(&plain))
+}
+
+/// The plain form of an integer (`1.0` is `1`) or a boolean (`True` is `true`), as JSON would write it.
+pub(super) fn plain(name: &str) -> Option<String> {
+    match as_integer(name) {
+        Some(integer) => Some(integer.to_string()),
+        None => ["true", "false"].into_iter().find(|b| b.eq_ignore_ascii_case(name)).map(str::to_owned),
+    }
 }
 
 /// The integer that a name spells, as digits or as a float with nothing but zeros behind the point (`1`, `-2`, `3.0`).
@@ -179,6 +185,7 @@ mod tests {
             id: None,
             row: i as u64 + 1,
             line: i as u64 + 2,
+            file: Path::new("train.csv").into(),
         };
         labels.iter().enumerate().map(example).collect()
     }
@@ -214,6 +221,9 @@ mod tests {
         let labels = LabelMap::new(vec!["1".into(), "1.0".into()]).unwrap();
         assert_eq!((labels.index("1"), labels.index("1.0")), (Some(0), Some(1)));
         assert_eq!(map(&["1.", "2"], None).unwrap().index("1"), None);
+        let labels = map(&["True", "False", "true"], None).unwrap();
+        assert_eq!(labels.names(), ["False", "true"]);
+        assert_eq!((labels.index("True"), labels.index("false"), labels.index("yes")), (Some(1), Some(0), None));
     }
 
     #[test]
@@ -235,16 +245,17 @@ mod tests {
         assert_eq!(map(&["a", " "], None).unwrap_err().to_string().split(": ").next(), Some("train.csv:3"));
         let mut none = rows(&["a", "b"]);
         none[1].label = None;
-        assert!(LabelMap::from_examples(&none, None, Path::new("t")).unwrap_err().to_string().starts_with("t:3: "));
+        assert!(
+            LabelMap::from_examples(&none, None, Path::new("t")).unwrap_err().to_string().starts_with("train.csv:3: ")
+        );
     }
 
     #[test]
     fn regression_reads_finite_numbers() {
-        let file = Path::new("train.csv");
-        let values = value_targets(&rows(&["1", "-2.5", " 3e-1 "]), file).unwrap();
+        let values = value_targets(&rows(&["1", "-2.5", " 3e-1 "])).unwrap();
         assert_eq!(values, Targets::Value(vec![1.0, -2.5, 0.3]));
         for wrong in ["", "x", "nan", "inf", "1e99", "1,5"] {
-            let message = value_targets(&rows(&["1", wrong]), file).unwrap_err().to_string();
+            let message = value_targets(&rows(&["1", wrong])).unwrap_err().to_string();
             assert!(message.starts_with("train.csv:3: ") && message.contains("finite number"), "{message}");
         }
     }

@@ -7,6 +7,7 @@ pub mod example;
 pub mod labels;
 pub mod reader;
 pub mod sampler;
+pub mod settings;
 pub mod slices;
 pub mod tokenize;
 mod words;
@@ -14,7 +15,7 @@ mod words;
 pub use dataset::{Batch, Dataset, Targets, split_fraction};
 pub use example::Example;
 pub use labels::LabelMap;
-pub use reader::{ReadOptions, Reader, read_examples};
+pub use reader::{ReadOptions, Reader, Skipped, read_all, read_examples};
 pub use tokenize::{Tokenizer, Tokens};
 
 use crate::suggest::nearest;

@@ -65,6 +65,7 @@ mod tests {
             id: None,
             row: i as u64 + 1,
             line: i as u64 + 2,
+            file: Path::new("").into(),
         };
         values.iter().enumerate().map(example).collect()
     }

@@ -66,7 +66,8 @@ impl Tokenizer {
         }
         // A file can load and yet fail on every text, so one is tried here.
         let text_pair = Some("b".to_owned());
-        let probe = Example { text: "a".into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1 };
+        let file = Path::new("").into();
+        let probe = Example { text: "a".into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1, file };
         guarded(|| tokenizer.encode_row(&probe, 512, None)).map_err(wrong)?;
         Ok(tokenizer)
     }
@@ -243,7 +244,8 @@ mod tests {
 
     fn example(text: &str, text_pair: Option<&str>) -> Example {
         let text_pair = text_pair.map(str::to_owned);
-        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1 }
+        let file = Path::new("").into();
+        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1, file }
     }
 
     fn encode(tokenizer: &Tokenizer, examples: &[Example], max_length: usize) -> Tokens {

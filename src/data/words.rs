@@ -107,7 +107,8 @@ mod tests {
 
     fn example(text: &str, text_pair: Option<&str>) -> Example {
         let text_pair = text_pair.map(str::to_owned);
-        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1 }
+        let file = std::path::Path::new("").into();
+        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1, file }
     }
 
     proptest! {

@@ -2,13 +2,14 @@
 
 use super::checkpoint::read_json;
 use super::{Model, Pretrained};
-use crate::data::config::{Column, TaskKind};
+use crate::data::config::{Column, DataConfig, Format, TaskKind};
+use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::error::{Error, Result};
 use crate::ops::with_values;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// `bertft.json`: what a model directory of ours says beyond the Hugging Face files.
@@ -17,18 +18,54 @@ pub struct BertftJson {
     pub version: String,
     /// `classification` or `regression`.
     pub task: String,
-    pub text: Column,
+    pub text: Columns,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<Column>,
     pub label: Column,
     pub header: bool,
     pub max_length: usize,
+    /// How the training file was written; the rest as [`DataConfig`] has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delimiter: Option<Delimiter>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quoting: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<Pattern>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rename_labels: BTreeMap<String, String>,
     /// Of two labels the second is predicted where its probability is this or more; without it, the more probable one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f64>,
 }
 
 impl BertftJson {
+    /// What is to be remembered of a run on `data`.
+    pub fn new(task: TaskKind, data: &DataConfig) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            task: task.name().into(),
+            text: data.text.clone(),
+            text_pair: data.text_pair.clone(),
+            label: data.label.clone(),
+            header: data.header,
+            max_length: data.max_length,
+            threshold: None,
+            format: data.format_of(data.train.first()),
+            join: (data.text.as_slice().len() > 1).then(|| data.join.clone()),
+            encoding: data.encoding,
+            delimiter: data.delimiter,
+            quoting: data.quoting,
+            pattern: data.pattern.clone(),
+            rename_labels: data.rename_labels.clone(),
+        }
+    }
+
     /// That of a model directory, if it has one.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join("bertft.json");

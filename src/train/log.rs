@@ -1,6 +1,7 @@
 //! What a run tells the outside: the events of the contract's `--json` output and `events.jsonl`, and progress for bars.
 
 use super::eval::{EvalSet, Evaluation, SliceScores};
+use crate::data::Skipped;
 use crate::metrics::Metrics;
 use serde::Serialize;
 
@@ -50,6 +51,8 @@ pub enum Event {
         /// Rows per label, in label order; empty for regression.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         labels: Vec<(String, usize)>,
+        /// Rows that could not be read (`data.on_bad_row = "skip"`).
+        skipped: Skipped,
     },
     /// Every `logging_steps` optimizer steps: mean loss since the last such event.
     Step {

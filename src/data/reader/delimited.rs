@@ -1,14 +1,14 @@
 //! csv and tsv: rows of fields, all of one width, with or without a header.
 //!
-//! csv follows RFC 4180. tsv has no quoting at all: data sets in the wild (MRPC, SST-2) carry unbalanced quotes, which
-//! a quoting reader silently turns into rows that span many lines.
+//! With quoting (the default of csv) as RFC 4180 has it; without (the default of tsv) a quote is text: data sets in the
+//! wild (MRPC, SST-2) carry unbalanced quotes, which a quoting reader silently turns into rows that span many lines.
 
-use std::collections::VecDeque;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
 
-use super::ReadOptions;
-use super::lines::Lines;
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
+
+use super::lines::{Lines, MAX_ROW_BYTES};
+use super::{Fault, Fields, Naming, ReadOptions};
 use crate::data::config::Column;
 use crate::data::example::Example;
 use crate::data::{did_you_mean, listed};
@@ -16,27 +16,14 @@ use crate::error::{Error, Result};
 
 /// Reads rows and takes the chosen columns out of them.
 pub(super) struct Delimited {
-    source: Source,
+    rows: Rows,
     options: ReadOptions,
-    file: PathBuf,
     layout: Option<Layout>,
-}
-
-enum Source {
-    Csv(Box<csv::Reader<Feed>>),
-    Tsv(Lines),
-}
-
-/// One row: its fields and the lines it spans.
-struct Record {
-    fields: Vec<String>,
-    first_line: u64,
-    last_line: u64,
 }
 
 /// Where the chosen columns are.
 struct Layout {
-    text: usize,
+    text: Vec<usize>,
     text_pair: Option<usize>,
     label: Option<usize>,
     slice: Option<usize>,
@@ -45,88 +32,76 @@ struct Layout {
 }
 
 impl Delimited {
-    pub(super) fn csv(lines: Lines, options: &ReadOptions) -> Self {
-        let file = lines.file().to_owned();
-        // Ragged rows are reported here, with the right line; so the crate is told to let them pass.
-        let csv = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(Feed::new(lines));
-        Self { source: Source::Csv(Box::new(csv)), options: options.clone(), file, layout: None }
+    pub(super) fn new(lines: Lines, delimiter: u8, quoting: bool, options: &ReadOptions) -> Self {
+        Self { rows: Rows::new(lines, delimiter, quoting), options: options.clone(), layout: None }
     }
 
-    pub(super) fn tsv(lines: Lines, options: &ReadOptions) -> Self {
-        let file = lines.file().to_owned();
-        Self { source: Source::Tsv(lines), options: options.clone(), file, layout: None }
-    }
-
-    pub(super) fn read(&mut self, row: u64) -> Result<Option<Example>> {
-        let Some(mut record) = self.source.next()? else { return Ok(None) };
+    pub(super) fn read(&mut self, row: u64) -> Result<Option<Example>, Fault> {
         if self.layout.is_none() {
-            self.layout = Some(Layout::new(&record, &self.options, &self.file)?);
-            if self.options.header {
-                match self.source.next()? {
-                    Some(first) => record = first,
-                    None => return Ok(None),
-                }
+            // Nothing can be read by a first row that cannot: it always ends the reading.
+            if !self.rows.next().map_err(Fault::stop)? {
+                return Ok(None);
             }
+            self.layout = Some(Layout::new(&self.rows, &self.options)?);
+            if self.options.header && !self.rows.next()? {
+                return Ok(None);
+            }
+        } else if !self.rows.next()? {
+            return Ok(None);
         }
         let Some(layout) = &self.layout else { return Ok(None) };
-        if record.fields.len() != layout.width {
-            return Err(self.ragged(&record, layout.width));
+        let rows = &self.rows;
+        if rows.fields.len() != layout.width {
+            return Err(Fault::Row(rows.ragged(layout.width, self.options.header)));
         }
-        let id = layout.id.map(|i| record.fields[i].clone().into());
-        let label = layout.label.map(|i| record.fields[i].clone());
-        let slice = layout.slice.map(|i| record.fields[i].clone());
-        let text_pair = layout.text_pair.map(|i| record.fields[i].clone());
-        let text = record.fields.swap_remove(layout.text);
-        Ok(Some(Example { text, text_pair, label, slice, id, row, line: record.first_line }))
-    }
-
-    fn ragged(&self, record: &Record, width: usize) -> Error {
-        let expected = if self.options.header { "the header" } else { "the first row" };
-        let (found, first, last) = (record.fields.len(), record.first_line, record.last_line);
-        let hint = match &self.source {
-            Source::Csv(_) if last > first => {
-                format!("it spans lines {first} to {last}: close its quotes, or double a quote inside a quoted field")
-            }
-            Source::Csv(_) => "quote a field that contains a comma, or fix the row".to_owned(),
-            Source::Tsv(_) => "fix its tabs".to_owned(),
+        let fields = Fields {
+            text: self.options.joined(layout.text.iter().map(|&i| rows.field(i))),
+            text_pair: layout.text_pair.map(|i| rows.field(i).to_owned()),
+            label: layout.label.map(|i| rows.field(i).to_owned()),
+            slice: layout.slice.map(|i| rows.field(i).to_owned()),
+            id: layout.id.map(|i| rows.field(i).into()),
         };
-        let plural = if found == 1 { "" } else { "s" };
-        let message = format!("the row has {found} field{plural}, but {expected} has {width}; {hint}");
-        Error::at_line(&self.file, first, message)
+        Ok(Some(fields.at(row, rows.first_line, rows.lines.file())))
     }
 }
 
 impl Layout {
-    fn new(first: &Record, options: &ReadOptions, file: &Path) -> Result<Self> {
-        let find = |column: &Column, setting: &str| {
-            column_index(column, setting, &first.fields, options.header)
-                .map_err(|message| Error::at_line(file, first.first_line, message))
+    fn new(first: &Rows, options: &ReadOptions) -> Result<Self> {
+        let names: Vec<&str> = (0..first.fields.len()).map(|i| first.field(i)).collect();
+        let find = |column: &Column, key: &str| {
+            column_index(column, key, &names, options)
+                .map_err(|message| Error::at_line(first.lines.file(), first.first_line, message))
         };
         Ok(Self {
-            text: find(&options.text, "data.text")?,
-            text_pair: options.text_pair.as_ref().map(|c| find(c, "data.text_pair")).transpose()?,
-            label: options.label.as_ref().map(|c| find(c, "data.label")).transpose()?,
-            slice: options.slice.as_ref().map(|c| find(c, "eval.slice_by")).transpose()?,
-            id: first.fields.iter().position(|name| name == "id").filter(|_| options.header),
-            width: first.fields.len(),
+            text: options.text.iter().map(|c| find(c, "text")).collect::<Result<_>>()?,
+            text_pair: options.text_pair.as_ref().map(|c| find(c, "text_pair")).transpose()?,
+            label: options.label.as_ref().map(|c| find(c, "label")).transpose()?,
+            slice: options.slice.as_ref().map(|c| find(c, "slice_by")).transpose()?,
+            id: names.iter().position(|name| *name == "id").filter(|_| options.header),
+            width: names.len(),
         })
     }
 }
 
 /// The position of a column in the first row, or what is wrong with it.
-fn column_index(column: &Column, setting: &str, first: &[String], header: bool) -> Result<usize, String> {
+fn column_index(column: &Column, key: &str, first: &[&str], options: &ReadOptions) -> Result<usize, String> {
+    let (naming, header) = (options.naming, options.header);
+    let key = naming.key(key);
     let name = match column {
         Column::Index(index) if *index < first.len() => return Ok(*index),
         Column::Index(index) => {
             return Err(format!(
-                "column index {index} is out of range: the columns are 0 to {}; set {setting}",
-                first.len() - 1
+                "column index {index} is out of range: the columns are 0 to {}; set {key}{}",
+                first.len() - 1,
+                another_delimiter(first, naming)
             ));
         }
         Column::Name(name) if !header => {
-            return Err(format!(
-                "there is no header to find column \"{name}\" in; set {setting} to a 0-based index, or data.header = true"
-            ));
+            let hint = match naming {
+                Naming::Config => ", or data.header = true",
+                Naming::Flags => "",
+            };
+            return Err(format!("there is no header to find column \"{name}\" in; set {key} to a 0-based index{hint}"));
         }
         Column::Name(name) => name,
     };
@@ -134,128 +109,177 @@ fn column_index(column: &Column, setting: &str, first: &[String], header: bool) 
     match (places.next(), places.next()) {
         (Some(place), None) => Ok(place),
         (Some(a), Some(b)) => {
-            Err(format!("columns {a} and {b} are both named \"{name}\"; set {setting} to the index of one"))
+            Err(format!("columns {a} and {b} are both named \"{name}\"; set {key} to the index of one"))
         }
         (None, _) => {
-            let names = first.iter().map(String::as_str);
+            let names = first.iter().copied();
             let meant = did_you_mean(name, names.clone());
             Err(format!(
-                "there is no column \"{name}\" among {}{meant}; set {setting}, or data.header = false if this row is data",
-                listed(names)
+                "there is no column \"{name}\" among {}{meant}; set {key}, or {} if this row is data{}",
+                listed(names),
+                naming.no_header(),
+                another_delimiter(first, naming)
             ))
         }
     }
 }
 
-impl Source {
-    fn next(&mut self) -> Result<Option<Record>> {
-        match self {
-            Self::Csv(csv) => next_csv(csv),
-            Self::Tsv(lines) => next_tsv(lines),
-        }
-    }
+/// A hint for a file that seems to be separated by something else: its first row is one field with that in it.
+fn another_delimiter(first: &[&str], naming: Naming) -> String {
+    let [only] = first else { return String::new() };
+    let likely = [";", "\t", "|", ","].into_iter().find(|d| only.contains(d));
+    likely.map_or_else(String::new, |d| {
+        let shown = if d == "\t" { "\\t" } else { d };
+        format!("; if \"{shown}\" separates the fields, {}", naming.set("delimiter", shown))
+    })
 }
 
-fn next_tsv(lines: &mut Lines) -> Result<Option<Record>> {
-    while lines.advance()? {
-        if !lines.text().is_empty() {
-            let fields = lines.text().split('\t').map(str::to_owned).collect();
-            return Ok(Some(Record { fields, first_line: lines.number(), last_line: lines.number() }));
-        }
-    }
-    Ok(None)
-}
-
-fn next_csv(csv: &mut csv::Reader<Feed>) -> Result<Option<Record>> {
-    let start = csv.position().byte();
-    let mut record = csv::StringRecord::new();
-    let read = csv.read_record(&mut record);
-    let end = csv.position().byte();
-    let feed = csv.get_mut();
-    match read {
-        Ok(true) => {}
-        Ok(false) => return Ok(None),
-        Err(e) => return Err(feed.failure.take().unwrap_or_else(|| Error::in_file(feed.lines.file(), e.to_string()))),
-    }
-    let first_line = feed.line_at(start);
-    if feed.end_mark_at.is_some_and(|at| end > at + 1) {
-        if record.len() == 1 && &record[0] == END_MARK {
-            return Ok(None);
-        }
-        let message = "a quote in this row is never closed; close it, or double a quote inside a quoted field";
-        return Err(Error::at_line(feed.lines.file(), first_line, message));
-    }
-    let fields = record.iter().map(str::to_owned).collect();
-    // The parser never reads past the line on which a row ends, and the feed hands out one line at a time.
-    Ok(Some(Record { fields, first_line, last_line: feed.lines.number() }))
-}
-
-/// A row of its own after the last one: a quote still open at the end of the file swallows it, which is how an open
-/// quote is noticed (the csv crate accepts one silently).
-const END_MARK: &str = "\u{1}";
-
-/// Lines for the csv crate, remembering on which line each begins: the crate's own line count starts a row on the
-/// blank lines before it, and one line early after CRLF.
-struct Feed {
+/// Rows of fields from lines. Holds one row.
+struct Rows {
     lines: Lines,
-    /// What is left of the current line.
-    rest: std::ops::Range<usize>,
-    /// (offset, line number) of the lines with content that were handed out and not yet passed.
-    starts: VecDeque<(u64, u64)>,
-    offset: u64,
-    end_mark_at: Option<u64>,
-    /// The crate carries only `io::Error`s; ours waits here.
-    failure: Option<Error>,
+    delimiter: u8,
+    /// The parser of rows with quotes; `None` when a quote is text.
+    quoted: Option<Reader>,
+    /// The fields' text as the parser unquotes it.
+    unquoted: Vec<u8>,
+    ends: Vec<usize>,
+    /// The current row's text, with the fields' places in it.
+    text: String,
+    fields: Vec<Range<usize>>,
+    first_line: u64,
 }
 
-impl Feed {
-    fn new(lines: Lines) -> Self {
-        Self { lines, rest: 0..0, starts: VecDeque::new(), offset: 0, end_mark_at: None, failure: None }
+impl Rows {
+    fn new(lines: Lines, delimiter: u8, quoting: bool) -> Self {
+        // Only a line feed ends a row here, so that a row ends where a line does; a CR before it is cut off below.
+        let parser = || ReaderBuilder::new().delimiter(delimiter).terminator(Terminator::Any(b'\n')).build();
+        Self {
+            lines,
+            delimiter,
+            quoted: quoting.then(parser),
+            unquoted: vec![],
+            ends: vec![],
+            text: String::new(),
+            fields: vec![],
+            first_line: 0,
+        }
     }
 
-    /// The line of the first row that begins at or after an offset.
-    fn line_at(&mut self, offset: u64) -> u64 {
-        while self.starts.front().is_some_and(|&(at, _)| at < offset) {
-            self.starts.pop_front();
-        }
-        self.starts.front().map_or(self.lines.number(), |&(_, line)| line)
+    fn field(&self, i: usize) -> &str {
+        &self.text[self.fields[i].clone()]
     }
 
-    fn next_line(&mut self) -> Result<bool> {
-        if !self.lines.advance()? {
-            return Ok(false);
-        }
-        if !self.lines.text().is_empty() {
-            self.starts.push_back((self.offset, self.lines.number()));
-        }
-        self.rest = 0..self.lines.raw().len();
-        Ok(true)
-    }
-}
-
-impl Read for Feed {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.rest.is_empty() && self.end_mark_at.is_none() {
-            match self.next_line() {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.end_mark_at = Some(self.offset);
-                    self.rest = 0..0;
-                    let mark = format!("\n{END_MARK}");
-                    out[..mark.len()].copy_from_slice(mark.as_bytes());
-                    return Ok(mark.len());
-                }
-                Err(e) => {
-                    self.failure = Some(e);
-                    return Err(io::Error::other("see Feed::failure"));
-                }
+    /// Goes to the next row that is not an empty line; `false` at the end.
+    fn next(&mut self) -> Result<bool, Fault> {
+        loop {
+            if !self.lines.advance()? {
+                return Ok(false);
+            }
+            if !self.lines.bytes().is_empty() {
+                break;
             }
         }
-        let left = &self.lines.raw().as_bytes()[self.rest.clone()];
-        let n = left.len().min(out.len());
-        out[..n].copy_from_slice(&left[..n]);
-        self.rest.start += n;
-        self.offset += n as u64;
-        Ok(n)
+        self.first_line = self.lines.number();
+        self.text.clear();
+        self.fields.clear();
+        if self.quoted.is_some() && memchr::memchr(b'"', self.lines.bytes()).is_some() {
+            return self.next_quoted().map(|()| true);
+        }
+        self.text.push_str(self.lines.text()?);
+        let mut start = 0;
+        for end in memchr::memchr_iter(self.delimiter, self.text.as_bytes()) {
+            self.fields.push(start..end);
+            start = end + 1;
+        }
+        self.fields.push(start..self.text.len());
+        Ok(true)
+    }
+
+    /// Reads the row that begins on the current line, with the lines after it while a quote is open.
+    fn next_quoted(&mut self) -> Result<(), Fault> {
+        self.unquoted.clear();
+        self.ends.clear();
+        // A line that is not text spoils the row, which still goes on to its end.
+        let mut bad = self.lines.check().err();
+        while !self.feed_line() {
+            if self.unquoted.len() > MAX_ROW_BYTES {
+                return Err(Fault::Stop(self.error("a quote in this row is not closed within 64 MiB; close it")));
+            }
+            if !self.lines.advance()? {
+                let message = "a quote in this row is never closed; close it, or double a quote inside a quoted field";
+                return Err(Fault::Stop(self.error(message)));
+            }
+            if let Err(fault) = self.lines.check() {
+                bad.get_or_insert(fault);
+            }
+        }
+        if let Some(fault) = bad {
+            return Err(fault);
+        }
+        let text = std::str::from_utf8(&self.unquoted).map_err(|_| Fault::Row(self.error("the row is not UTF-8")))?;
+        self.text.push_str(text);
+        let mut start = 0;
+        for &end in &self.ends {
+            self.fields.push(start..end);
+            start = end;
+        }
+        // The CR of the line end, which the parser took for text.
+        if self.lines.raw().ends_with(b"\r\n")
+            && let Some(last) = self.fields.last_mut()
+        {
+            last.end = last.end.max(last.start + 1) - 1;
+        }
+        Ok(())
+    }
+
+    /// Gives the current line to the parser; whether it ends the row.
+    fn feed_line(&mut self) -> bool {
+        let Some(parser) = &mut self.quoted else { return true };
+        let mut line = self.lines.raw();
+        let mut line_end: &[u8] = if line.ends_with(b"\n") { b"" } else { b"\n" };
+        let (mut written, mut ended) = (self.unquoted.len(), self.ends.len());
+        // Unquoting never lengthens, and a line has no more fields than bytes; one is spare for the parser's sake.
+        self.unquoted.resize(written + line.len() + 2, 0);
+        loop {
+            self.ends.resize(ended + 64, 0);
+            let (result, read, wrote, ends) =
+                parser.read_record(line, &mut self.unquoted[written..], &mut self.ends[ended..]);
+            written += wrote;
+            ended += ends;
+            line = &line[read..];
+            let over = match result {
+                ReadRecordResult::OutputEndsFull => continue,
+                ReadRecordResult::InputEmpty if !line_end.is_empty() => {
+                    line = std::mem::take(&mut line_end);
+                    continue;
+                }
+                ReadRecordResult::InputEmpty => false,
+                ReadRecordResult::Record | ReadRecordResult::End | ReadRecordResult::OutputFull => true,
+            };
+            self.unquoted.truncate(written);
+            self.ends.truncate(ended);
+            return over;
+        }
+    }
+
+    fn ragged(&self, width: usize, header: bool) -> Error {
+        let expected = if header { "the header" } else { "the first row" };
+        let (found, first, last) = (self.fields.len(), self.first_line, self.lines.number());
+        let hint = match self.quoted {
+            Some(_) if last > first => {
+                format!("it spans lines {first} to {last}: close its quotes, or double a quote inside a quoted field")
+            }
+            Some(_) if self.delimiter == b',' => "quote a field that contains a comma, or fix the row".to_owned(),
+            Some(_) => "quote a field that contains the delimiter, or fix the row".to_owned(),
+            None if self.delimiter == b'\t' => "fix its tabs".to_owned(),
+            None => "fix its delimiters".to_owned(),
+        };
+        let plural = if found == 1 { "" } else { "s" };
+        self.error(format!("the row has {found} field{plural}, but {expected} has {width}; {hint}"))
+    }
+
+    /// Wrong input in the current row.
+    fn error(&self, message: impl Into<String>) -> Error {
+        Error::at_line(self.lines.file(), self.first_line, message)
     }
 }

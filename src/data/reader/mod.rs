@@ -1,102 +1,189 @@
-//! Data files to [`Example`]s, one file a format. [`Reader`] streams, [`read_examples`] collects.
+//! Data files to [`Example`]s, one file a format. [`Reader`] streams, [`read_examples`] and [`read_all`] collect.
 //!
-//! Formats: csv (RFC 4180 quoting), tsv (no quoting: tabs separate, quotes are text), jsonl (one object a line), and,
-//! where no format is set, plain text with one text a line (`.txt`, standard input).
+//! `source` undoes compression and encoding, `lines` counts and checks lines; on them stand csv and tsv (`delimited`),
+//! jsonl (one object a line), lines taken apart by a regular expression (`pattern`), and, where no format is set, plain
+//! text with one text a line (`.txt`, standard input).
 
 mod delimited;
 mod jsonl;
 mod lines;
+mod options;
+mod pattern;
+mod source;
 #[cfg(test)]
 mod tests;
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
 
 use self::delimited::Delimited;
 use self::jsonl::JsonLines;
 use self::lines::Lines;
-use super::config::{Column, Format};
+pub use self::options::{Naming, ReadOptions};
+use self::pattern::PatternLines;
+use self::source::{Compression, Input, decompress};
+use super::config::Format;
 use super::example::Example;
+use super::labels::plain;
+use super::settings::{OnBadRow, STANDARD_INPUT};
 use crate::error::{Error, Result};
-
-/// Which columns of a file to read, and how.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReadOptions {
-    /// `None`: by extension (`.csv .tsv .jsonl .json .txt`); in a stream jsonl if its first byte is `{`, else one text
-    /// a line.
-    pub format: Option<Format>,
-    pub text: Column,
-    pub text_pair: Option<Column>,
-    /// `None`: no label is read, though the file may have some.
-    pub label: Option<Column>,
-    /// A column that groups rows, read as text. `None`: none is read.
-    pub slice: Option<Column>,
-    /// Whether the first row of csv and tsv names the columns. Without it columns are 0-based indices.
-    pub header: bool,
-}
-
-impl Default for ReadOptions {
-    /// Column `text` of a file with a header, neither pair nor label.
-    fn default() -> Self {
-        Self {
-            format: None,
-            text: Column::Name("text".into()),
-            text_pair: None,
-            label: None,
-            slice: None,
-            header: true,
-        }
-    }
-}
 
 /// All rows of a file.
 ///
 /// # Errors
 /// What [`Reader`] reports, and a file without rows.
 pub fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
-    let path = path.as_ref();
-    let examples = Reader::open(path, options)?.collect::<Result<Vec<_>>>()?;
-    if examples.is_empty() {
-        return Err(Error::in_file(path, "the file has no rows of data"));
-    }
-    Ok(examples)
+    Ok(read_all(&[path.as_ref().to_owned()], options)?.0)
 }
 
-/// Rows of a file or stream in order, in memory bounded by the longest row. Ends after the first error.
+/// All rows of several files in their order, and what was skipped.
+///
+/// # Errors
+/// What [`Reader`] reports, and files that have no row between them.
+pub fn read_all(files: &[PathBuf], options: &ReadOptions) -> Result<(Vec<Example>, Skipped)> {
+    let mut reader = Reader::open_all(files, options)?;
+    let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
+    reader.check_not_empty(examples.len())?;
+    Ok((examples, reader.skipped))
+}
+
+/// Rows that [`OnBadRow::Skip`] left out.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Skipped {
+    /// How many.
+    pub rows: u64,
+    /// The first ten.
+    pub first: Vec<SkippedRow>,
+}
+
+/// A row left out, and why.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SkippedRow {
+    pub file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    pub message: String,
+}
+
+impl Skipped {
+    /// How many skipped rows are listed.
+    const LISTED: usize = 10;
+
+    fn add(&mut self, error: Error) {
+        self.rows += 1;
+        if self.first.len() < Self::LISTED
+            && let Error::Input { message, file, line } = error
+        {
+            let file = file.map_or_else(String::new, |f| f.display().to_string());
+            self.first.push(SkippedRow { file, line, message });
+        }
+    }
+
+    /// For readers: how many rows, and a line for each of the first. `None` when there are none.
+    pub fn describe(&self) -> Option<String> {
+        let plural = match self.rows {
+            0 => return None,
+            1 => " was",
+            _ => "s were",
+        };
+        let mut text = format!("{} row{plural} skipped:", self.rows);
+        for row in &self.first {
+            let line = row.line.map_or_else(String::new, |l| format!(":{l}"));
+            text += &format!("\n  {}{line}: {}", row.file, row.message);
+        }
+        if self.rows > self.first.len() as u64 {
+            text += "\n  …";
+        }
+        Some(text)
+    }
+}
+
+/// Why there is no row.
+enum Fault {
+    /// This row cannot be read; those after it can.
+    Row(Error),
+    /// Nothing more can be read.
+    Stop(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(e: Error) -> Self {
+        Self::Stop(e)
+    }
+}
+
+impl Fault {
+    /// A fault that ends the reading, whatever it was.
+    fn stop(self) -> Self {
+        match self {
+            Self::Row(e) | Self::Stop(e) => Self::Stop(e),
+        }
+    }
+}
+
+/// What a format takes out of a row.
+struct Fields {
+    text: String,
+    text_pair: Option<String>,
+    label: Option<String>,
+    slice: Option<String>,
+    id: Option<serde_json::Value>,
+}
+
+impl Fields {
+    fn at(self, row: u64, line: u64, file: &Arc<Path>) -> Example {
+        let Self { text, text_pair, label, slice, id } = self;
+        Example { text, text_pair, label, slice, id, row, line, file: Arc::clone(file) }
+    }
+}
+
+/// Rows of files or a stream in order, in memory bounded by the longest row. Ends after the first error.
 pub struct Reader {
-    rows: Rows,
+    options: ReadOptions,
+    /// The file being read.
+    rows: Option<Rows>,
+    /// Those still to read.
+    files: VecDeque<PathBuf>,
+    /// The first file, for messages about all.
+    first: PathBuf,
     row: u64,
     done: bool,
+    skipped: Skipped,
+    /// Labels that were renamed.
+    renamed: BTreeSet<String>,
 }
 
 enum Rows {
-    Delimited(Delimited),
-    JsonLines(JsonLines),
-    Texts(Lines),
-}
-
-enum Kind {
-    Csv,
-    Tsv,
-    JsonLines,
-    Texts,
+    Delimited(Box<Delimited>),
+    JsonLines(Box<JsonLines>),
+    Pattern(Box<PatternLines>),
+    Texts(Box<Lines>),
 }
 
 impl Reader {
-    /// Opens a file.
+    /// Opens a file; `-` is standard input.
     ///
     /// # Errors
     /// When it is missing, a directory or not readable, its format is neither set nor known by its extension, or the
     /// options do not fit the format. What is wrong inside the file is reported by the iterator.
     pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
-        let path = path.as_ref();
-        let file = open_file(path)?;
-        let kind = match &options.format {
-            Some(format) => Kind::from(format),
-            None => Kind::by_extension(path)?,
-        };
-        Self::new(Lines::new(Box::new(file), path.into()), kind, options)
+        Self::open_all(&[path.as_ref().to_owned()], options)
+    }
+
+    /// Opens several files, to be read one after the other as if they were one. Each has a header of its own.
+    ///
+    /// # Errors
+    /// As [`Self::open`] for the first; errors of the others are reported by the iterator.
+    pub fn open_all(files: &[PathBuf], options: &ReadOptions) -> Result<Self> {
+        let mut reader = Self::new(files.first().cloned().unwrap_or_default(), options);
+        reader.files = files.iter().cloned().collect();
+        reader.next_file()?;
+        Ok(reader)
     }
 
     /// Reads a stream; `name` stands for the file in messages. Without a format in `options` it waits for the first
@@ -109,35 +196,94 @@ impl Reader {
         name: impl Into<PathBuf>,
         options: &ReadOptions,
     ) -> Result<Self> {
-        let mut lines = Lines::new(Box::new(input), name.into());
-        let kind = match &options.format {
-            Some(format) => Kind::from(format),
-            None if lines.peek()? && lines.raw().starts_with('{') => Kind::JsonLines,
-            None => Kind::Texts,
-        };
-        Self::new(lines, kind, options)
+        let name = name.into();
+        let mut reader = Self::new(name.clone(), options);
+        reader.rows = Some(Rows::of_stream(Box::new(input), name.into(), options)?);
+        Ok(reader)
     }
 
-    fn new(lines: Lines, kind: Kind, options: &ReadOptions) -> Result<Self> {
-        let rows = match kind {
-            Kind::Csv => Rows::Delimited(Delimited::csv(lines, options)),
-            Kind::Tsv => Rows::Delimited(Delimited::tsv(lines, options)),
-            Kind::JsonLines => Rows::JsonLines(JsonLines::new(lines, options)?),
-            Kind::Texts if options.text_pair.is_some() => return Err(only_texts(&lines, "no text pairs")),
-            Kind::Texts if options.label.is_some() => return Err(only_texts(&lines, "no labels")),
-            Kind::Texts if options.slice.is_some() => return Err(only_texts(&lines, "no column to slice by")),
-            Kind::Texts => Rows::Texts(lines),
-        };
-        Ok(Self { rows, row: 0, done: false })
-    }
-
-    fn read(&mut self) -> Result<Option<Example>> {
-        let row = self.row + 1;
-        match &mut self.rows {
-            Rows::Delimited(r) => r.read(row),
-            Rows::JsonLines(r) => r.read(row),
-            Rows::Texts(lines) => read_text(lines, row),
+    fn new(first: PathBuf, options: &ReadOptions) -> Self {
+        Self {
+            options: options.clone(),
+            rows: None,
+            files: VecDeque::new(),
+            first,
+            row: 0,
+            done: false,
+            skipped: Skipped::default(),
+            renamed: BTreeSet::new(),
         }
+    }
+
+    /// What was skipped so far.
+    pub fn skipped(&self) -> &Skipped {
+        &self.skipped
+    }
+
+    /// The keys of `rename_labels` that no row so far had as its label.
+    pub fn unused_renames(&self) -> Vec<&str> {
+        self.options.rename_labels.keys().filter(|k| !self.renamed.contains(*k)).map(String::as_str).collect()
+    }
+
+    /// Says that there was nothing to read when `rows` is 0.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the first file.
+    pub fn check_not_empty(&self, rows: usize) -> Result<()> {
+        match (rows, self.skipped.describe()) {
+            (0, None) => Err(Error::in_file(&self.first, "the file has no rows of data")),
+            (0, Some(skipped)) => Err(Error::in_file(&self.first, format!("no row can be read; {skipped}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes to the next file; `false` when there is none.
+    fn next_file(&mut self) -> Result<bool> {
+        let Some(path) = self.files.pop_front() else { return Ok(false) };
+        self.rows = Some(if path == Path::new(STANDARD_INPUT) {
+            Rows::of_stream(Box::new(std::io::stdin()), PathBuf::from("standard input").into(), &self.options)?
+        } else {
+            Rows::of_file(path, &self.options)?
+        });
+        Ok(true)
+    }
+
+    fn read(&mut self) -> Result<Option<Example>, Fault> {
+        loop {
+            let row = self.row + 1;
+            let read = match &mut self.rows {
+                Some(Rows::Delimited(r)) => r.read(row)?,
+                Some(Rows::JsonLines(r)) => r.read(row)?,
+                Some(Rows::Pattern(r)) => r.read(row)?,
+                Some(Rows::Texts(lines)) => read_text(lines, row)?,
+                None => None,
+            };
+            match read {
+                Some(example) => return self.with_label(example).map(Some),
+                None if self.next_file()? => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Renames the label, which may not be empty.
+    fn with_label(&mut self, mut example: Example) -> Result<Example, Fault> {
+        let Some(label) = &mut example.label else { return Ok(example) };
+        if label.trim().is_empty() {
+            let message = "the label is empty; fix the row or drop it";
+            return Err(Fault::Row(Error::at_line(&example.file, example.line, message)));
+        }
+        let renames = &self.options.rename_labels;
+        if !renames.is_empty() {
+            let found = renames.get_key_value(label).or_else(|| renames.get_key_value(&plain(label)?));
+            if let Some((from, to)) = found {
+                if !self.renamed.contains(from) {
+                    self.renamed.insert(from.clone());
+                }
+                label.clone_from(to);
+            }
+        }
+        Ok(example)
     }
 }
 
@@ -145,57 +291,129 @@ impl Iterator for Reader {
     type Item = Result<Example>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
+        while !self.done {
+            let read = self.read();
+            self.row += 1;
+            match read {
+                Ok(Some(example)) => return Some(Ok(example)),
+                Ok(None) => self.done = true,
+                Err(Fault::Row(e)) if self.options.on_bad_row == OnBadRow::Skip => self.skipped.add(e),
+                Err(Fault::Row(e) | Fault::Stop(e)) => {
+                    self.done = true;
+                    return Some(Err(e));
+                }
+            }
         }
-        let item = self.read().transpose();
-        self.done = !matches!(item, Some(Ok(_)));
-        self.row += 1;
-        item
+        None
+    }
+}
+
+impl Rows {
+    fn of_file(path: PathBuf, options: &ReadOptions) -> Result<Self> {
+        let file = open_file(&path)?;
+        let format = options.format_for(&path)?;
+        let (compression, _) = extensions(&path);
+        Self::new(Box::new(file), path.into(), compression, Some(format), options)
+    }
+
+    fn of_stream(input: Input, name: Arc<Path>, options: &ReadOptions) -> Result<Self> {
+        Self::new(
+            input,
+            name,
+            None,
+            options.format.or(options.pattern.as_ref().map(|_| Format::Pattern)).map(Some),
+            options,
+        )
+    }
+
+    /// `format`: `None` to choose by the first line, `Some(None)` for one text a line.
+    fn new(
+        input: Input,
+        name: Arc<Path>,
+        compression: Option<Compression>,
+        format: Option<Option<Format>>,
+        options: &ReadOptions,
+    ) -> Result<Self> {
+        let input = decompress(input, compression).map_err(|e| Error::io(&name, e))?;
+        let mut lines = Lines::new(input, name, options.encoding.map(|e| e.0), options.naming)?;
+        let format = match format {
+            Some(format) => format,
+            None if lines.peek()? && lines.raw().starts_with(b"{") => Some(Format::Jsonl),
+            None => None,
+        };
+        let quoting = |default| options.quoting.unwrap_or(default);
+        let delimiter = |default| options.delimiter.map_or(default, |d| d.0);
+        let delimited =
+            |lines, d, q| Self::Delimited(Box::new(Delimited::new(lines, delimiter(d), quoting(q), options)));
+        Ok(match format {
+            Some(Format::Csv) => delimited(lines, b',', true),
+            Some(Format::Tsv) => delimited(lines, b'\t', false),
+            Some(Format::Jsonl) => Self::JsonLines(Box::new(JsonLines::new(lines, options)?)),
+            Some(Format::Pattern) => match &options.pattern {
+                Some(pattern) => Self::Pattern(Box::new(PatternLines::new(lines, pattern, options)?)),
+                None => {
+                    let key = options.naming.key("pattern");
+                    return Err(Error::in_file(lines.file(), format!("the format \"pattern\" needs {key}")));
+                }
+            },
+            None if options.text_pair.is_some() => return Err(only_texts(&lines, "no text pairs")),
+            None if options.label.is_some() => return Err(only_texts(&lines, "no labels")),
+            None => Self::Texts(Box::new(lines)),
+        })
     }
 }
 
 /// An empty line is an empty text here, so that line N of the input stays row N of the output.
-fn read_text(lines: &mut Lines, row: u64) -> Result<Option<Example>> {
+fn read_text(lines: &mut Lines, row: u64) -> Result<Option<Example>, Fault> {
     if !lines.advance()? {
         return Ok(None);
     }
-    let (text, line) = (lines.text().to_owned(), lines.number());
-    Ok(Some(Example { text, text_pair: None, label: None, slice: None, id: None, row, line }))
+    let fields = Fields { text: lines.text()?.to_owned(), text_pair: None, label: None, slice: None, id: None };
+    Ok(Some(fields.at(row, lines.number(), lines.file())))
 }
 
 fn only_texts(lines: &Lines, lacks: &str) -> Error {
-    let message =
-        format!("the input is read as one text a line, so it has {lacks}; give csv, tsv or jsonl (data.format)");
+    let key = lines.naming().key("format");
+    let message = format!(
+        "the input is read as one text a line, so it has {lacks}; give csv, tsv or jsonl, or say what it is with {key}"
+    );
     Error::in_file(lines.file(), message)
 }
 
-impl Kind {
-    fn by_extension(path: &Path) -> Result<Self> {
-        let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
-        let message = match extension.as_str() {
-            "csv" => return Ok(Self::Csv),
-            "tsv" => return Ok(Self::Tsv),
-            "jsonl" | "json" => return Ok(Self::JsonLines),
-            "txt" => return Ok(Self::Texts),
-            "gz" | "zst" => "compressed files are not read so far; decompress it first".to_owned(),
-            "" => "the name has no extension to tell the format by; set data.format to csv, tsv or jsonl".to_owned(),
-            other => format!(
-                "\".{other}\" is not one of [.csv, .tsv, .jsonl, .json, .txt]; set data.format to csv, tsv or jsonl"
-            ),
-        };
-        Err(Error::in_file(path, message))
+/// How a file is compressed, and the extension that tells its format, in lower case: of `a.csv.gz`, `csv`.
+fn extensions(path: &Path) -> (Option<Compression>, String) {
+    let lower = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let last = lower(path);
+    match Compression::of(&last) {
+        Some(compression) => (Some(compression), path.file_stem().map(|s| lower(Path::new(s))).unwrap_or_default()),
+        None => (None, last),
     }
 }
 
-impl From<&Format> for Kind {
-    fn from(format: &Format) -> Self {
-        match format {
-            Format::Csv => Self::Csv,
-            Format::Tsv => Self::Tsv,
-            Format::Jsonl => Self::JsonLines,
+/// The format that a file's extension tells: `Some(None)` for one text a line (`.txt`), `None` if it tells nothing.
+pub fn format_by_extension(path: &Path) -> Option<Option<Format>> {
+    Some(match extensions(path).1.as_str() {
+        "csv" => Some(Format::Csv),
+        "tsv" => Some(Format::Tsv),
+        "jsonl" | "json" | "ndjson" => Some(Format::Jsonl),
+        "txt" => None,
+        _ => return None,
+    })
+}
+
+/// Whether a file of lines is UTF-8, or names its encoding by a byte order mark.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_utf8(path: &Path) -> Result<bool> {
+    let input = decompress(Box::new(open_file(path)?), extensions(path).0).map_err(|e| Error::io(path, e))?;
+    let mut lines = Lines::new(input, path.into(), None, Naming::Config)?;
+    while lines.advance()? {
+        if lines.check().is_err() {
+            return Ok(false);
         }
     }
+    Ok(true)
 }
 
 fn open_file(path: &Path) -> Result<File> {
