@@ -121,6 +121,7 @@ impl RunConfig {
         }
         self.data.check(self.task.kind)?;
         self.train.check(self.task.kind, self.data.eval.is_some())?;
+        self.train.check_deciding_set(&self.data.eval_names())?;
         self.eval.check(self.task.kind, self.data.eval.is_some(), self.data.test.is_some())
     }
 

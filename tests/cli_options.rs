@@ -294,3 +294,37 @@ fn batches_of_tokens_resume_to_the_same_bits() {
     w.train(&["train.batch_tokens=64", "train.batch_size=8"], &["--dry-run"])
         .refused(&["train.batch_tokens", "batch_size"]);
 }
+
+#[test]
+fn several_eval_sets_by_name() {
+    let w = Workplace::new();
+    // In the order of the file, which is not the alphabet's.
+    let sets = "data.eval={ hard = \"dev.csv\", dev = \"test.csv\" }";
+    let ran = w.train(&[sets, "train.metric_for_best_model=accuracy"], &[]);
+    let names = |events: &[Value]| -> Vec<String> {
+        events.iter().map(|e| format!("{}/{}", e["split"].as_str().unwrap(), e["set"].as_str().unwrap_or(""))).collect()
+    };
+    assert_eq!(names(&ran.events("data")), ["train/", "eval/hard", "eval/dev", "test/"]);
+    let evals = ran.events("eval");
+    assert_eq!(names(&evals), ["eval/hard", "eval/dev", "eval/hard", "eval/dev", "test/"]);
+    // The first decides which model is the best.
+    assert_eq!((&evals[0]["best"], &evals[1]["best"]), (&Value::Bool(true), &Value::Bool(false)));
+    let metrics = w.json("run/metrics.json");
+    let keys: Vec<&String> = metrics.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["eval_hard", "eval_dev", "test"]);
+    assert_eq!(metrics["eval_dev"], metrics["test"], "both are test.csv, scored with the best model");
+    let best = if evals[2]["best"] == true { 2 } else { 0 };
+    assert_eq!(metrics["eval_hard"], evals[best]["metrics"]);
+    // Written and read again in that order, and resumed.
+    let again = w.run(&["train", "--config", "run/config.toml", "--resume", "--json"]);
+    assert_eq!(names(&again.events("data")), ["train/", "eval/hard", "eval/dev", "test/"]);
+    assert_eq!(w.json("run/metrics.json"), metrics);
+
+    let dev = w.train(&[sets, "train.metric_for_best_model=dev/f1", "train.max_steps=2"], &["--output", "dev"]);
+    let evals = dev.events("eval");
+    assert_eq!((&evals[0]["best"], &evals[1]["best"]), (&Value::Bool(false), &Value::Bool(true)));
+    let refused = |set: &[&str], says: &[&str]| w.train(set, &["--dry-run", "--output", "no"]).refused(says);
+    refused(&[sets, "train.metric_for_best_model=devs/f1"], &["devs", "hard, dev", "did you mean dev"]);
+    refused(&["train.metric_for_best_model=dev/f1"], &["data.eval is no table of named sets"]);
+    refused(&[sets, "train.metric_for_best_model=dev/pearson"], &["pearson", "accuracy"]);
+}

@@ -13,7 +13,7 @@ use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
 use crate::train::eval::EvalSet;
 use crate::train::eval_config::EvalConfig;
-use crate::train::log::{Event, Phase, Progress, Reporter};
+use crate::train::log::{Event, Phase, Progress, Reporter, split_of};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -91,7 +91,7 @@ impl Prepared {
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
-        check_metric(&task, &config.train.metric_for_best_model)?;
+        check_metric(&task, config.train.deciding().1)?;
         check_threshold(&task, &config.eval)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
@@ -112,15 +112,16 @@ impl Prepared {
             classes.iter().for_each(|&c| counts[c as usize] += 1);
             self.task.labels.iter().cloned().zip(counts).collect()
         };
-        let event = |(split, data): (&str, &Dataset)| Event::Data {
-            split: split.into(),
+        let event = |(name, data): (&str, &Dataset)| Event::Data {
+            split: split_of(name).0.into(),
+            set: split_of(name).1.map(String::from),
             file: data.file.display().to_string(),
             rows: data.len(),
             tokens: data.tokens.ids.len(),
             longest: data.tokens.lengths().into_iter().max().unwrap_or(0),
             truncated: data.tokens.truncated.iter().filter(|t| **t).count(),
             labels: labels(&data.targets),
-            skipped: self.skipped.get(split).cloned().unwrap_or_default(),
+            skipped: self.skipped.get(name).cloned().unwrap_or_default(),
         };
         self.splits().map(event).collect()
     }

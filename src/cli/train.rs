@@ -236,6 +236,7 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
     let data = match (&config.data.test, &config.data.eval) {
         (Some(test), _) => test,
         (None, Some(EvalSource::Files(eval))) => eval,
+        (None, Some(EvalSource::Named(sets))) if !sets.is_empty() => &sets[0].1,
         _ => &config.data.train,
     };
     let data = data.first().display();

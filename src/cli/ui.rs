@@ -337,7 +337,8 @@ fn describe(event: &Event) -> Option<String> {
                 estimated_peak_rss_bytes >> 20
             )
         }
-        Event::Data { split, file, rows, tokens, longest, truncated, labels, skipped } => {
+        Event::Data { split, set, file, rows, tokens, longest, truncated, labels, skipped } => {
+            let split = full_name(split, set.as_deref());
             let cut = if *truncated > 0 { format!(", {truncated} truncated") } else { String::new() };
             let labels = if labels.is_empty() { String::new() } else { format!(", {} labels", labels.len()) };
             let skipped = skipped.describe().map_or_else(String::new, |s| format!("\nwarning: {split}: {s}"));
@@ -351,7 +352,7 @@ fn describe(event: &Event) -> Option<String> {
              grad norm {grad_norm:.3}  {tokens_per_second:.0} tokens/s"
         ),
         Event::Eval { split, set, step, epoch, samples, seconds, samples_per_second, metrics, best, .. } => {
-            let split = set.as_ref().map_or(split.clone(), |set| format!("{split} {set}"));
+            let split = full_name(split, set.as_deref());
             let best = if *best { "  (best so far)" } else { "" };
             format!(
                 "{split} at step {step}, epoch {epoch:.2}: {}{best}; {samples} rows in {}, {samples_per_second:.0}/s",
@@ -371,6 +372,11 @@ fn describe(event: &Event) -> Option<String> {
         }
         Event::Error { message, .. } => format!("error: {message}"),
     })
+}
+
+/// A split with the name of one of its sets.
+fn full_name(split: &str, set: Option<&str>) -> String {
+    set.map_or(split.to_owned(), |set| format!("{split} {set}"))
 }
 
 /// The scores that fit a line; the closing table has all.

@@ -132,7 +132,8 @@ pub struct TrainConfig {
     /// Checkpoints to keep; `None`, written 0, keeps all. Default 1: what `--resume` needs.
     #[serde(deserialize_with = "zero_is_none", serialize_with = "none_is_zero")]
     pub save_total_limit: Option<usize>,
-    /// Which metric of the evaluations tells the best model. Default `loss`.
+    /// Which metric of the evaluations tells the best model: of the first eval set, or as `set/metric` of a named one. Default
+    /// `loss`.
     pub metric_for_best_model: String,
     /// Default: false for loss, mse and mae, else true.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -208,9 +209,17 @@ impl TrainConfig {
         if self.warmup_steps > 0 { self.warmup_steps } else { (total as f64 * self.warmup_ratio).ceil() as u64 }
     }
 
+    /// The eval set that `metric_for_best_model` names, if it names one, and the metric.
+    pub fn deciding(&self) -> (Option<&str>, &str) {
+        match self.metric_for_best_model.rsplit_once('/') {
+            Some((set, metric)) => (Some(set), metric),
+            None => (None, &self.metric_for_best_model),
+        }
+    }
+
     /// Whether a larger `metric_for_best_model` is better.
     pub fn greater_is_better(&self) -> bool {
-        self.greater_is_better.unwrap_or(!matches!(self.metric_for_best_model.as_str(), "loss" | "mse" | "mae"))
+        self.greater_is_better.unwrap_or(!matches!(self.deciding().1, "loss" | "mse" | "mae"))
     }
 
     /// Puts in the defaults that depend on other keys.
@@ -230,6 +239,24 @@ impl TrainConfig {
             return Err(Invalid::new("train.lr_scheduler_type", message));
         }
         self.check_objective(task)
+    }
+
+    /// Checks that the eval set that decides is one of `sets`, the names in `data.eval`.
+    pub fn check_deciding_set(&self, sets: &[&str]) -> Result<(), Invalid> {
+        let Some(set) = self.deciding().0 else { return Ok(()) };
+        if sets.contains(&set) {
+            return Ok(());
+        }
+        let message = match sets {
+            [] => {
+                format!("names the eval set \"{set}\", but data.eval is no table of named sets; leave out \"{set}/\"")
+            }
+            _ => {
+                let hint = did_you_mean(set, sets.iter().copied());
+                format!("names the eval set \"{set}\", expected one of {}{hint}", sets.join(", "))
+            }
+        };
+        Err(Invalid::new("train.metric_for_best_model", message))
     }
 
     fn check_objective(&self, task: TaskKind) -> Result<(), Invalid> {
@@ -306,7 +333,7 @@ impl TrainConfig {
     }
 
     fn check_evaluation(&self, task: TaskKind, has_eval: bool) -> Result<(), Invalid> {
-        let metric = self.metric_for_best_model.as_str();
+        let (_, metric) = self.deciding();
         // The data is not read yet: two classes have every score that some number of classes has.
         let names = metrics::names(metric_family(task, 2));
         if !names.contains(&metric) {

@@ -41,6 +41,9 @@ pub enum Event {
     Data {
         /// `train`, `eval` or `test`.
         split: String,
+        /// The name of one of several eval sets.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        set: Option<String>,
         file: String,
         rows: usize,
         /// Real tokens after truncation, special tokens included.
@@ -110,16 +113,18 @@ pub enum Event {
     },
 }
 
+/// The split and the set's own name in what results call a set, such as `eval_hard`.
+pub fn split_of(name: &str) -> (&str, Option<&str>) {
+    name.split_once('_').map_or((name, None), |(split, set)| (split, Some(set)))
+}
+
 impl Event {
     /// Of an evaluation at a step; `best` is for the caller to set.
     pub fn eval(set: &EvalSet, result: &Evaluation, step: u64, epoch: f64) -> Self {
-        let (split, name) = match set.name.split_once('_') {
-            Some((split, name)) => (split, Some(name.to_owned())),
-            None => (set.name.as_str(), None),
-        };
+        let (split, name) = split_of(&set.name);
         Self::Eval {
             split: split.into(),
-            set: name,
+            set: name.map(String::from),
             step,
             epoch,
             samples: result.samples,

@@ -191,9 +191,12 @@ impl Trainer<'_> {
         )))
     }
 
-    /// Scores the eval sets, if there are any; keeps the model if it is the best by the first and says whether it is.
+    /// Scores the eval sets, if there are any; keeps the model if it is the best so far and says whether it is.
     fn evaluate(&mut self, state: &mut State, plan: &Plan) -> Result<bool> {
-        let Some(first) = self.eval.first() else { return Ok(false) };
+        // The set that decides: the first, unless the metric names one.
+        let named = self.config.deciding().0.map(|set| format!("eval_{set}"));
+        let is_named = |set: &&EvalSet| named.as_ref().is_none_or(|name| set.name == *name);
+        let Some(decides) = self.eval.iter().find(is_named) else { return Ok(false) };
         let epoch = plan.epochs(state.step);
         let (mut scores, mut events) = (vec![], vec![]);
         for set in self.eval {
@@ -201,13 +204,13 @@ impl Trainer<'_> {
             events.push(Event::eval(set, &result, state.step, epoch));
             scores.push(SetScores { set: set.name.clone(), metrics: result.metrics, slices: result.slices });
         }
-        let value = self.deciding_score(&scores, &first.name)?;
-        let so_far = state.best.as_ref().map(|b| self.deciding_score(&b.sets, &first.name)).transpose()?;
+        let value = self.deciding_score(&scores, &decides.name)?;
+        let so_far = state.best.as_ref().map(|b| self.deciding_score(&b.sets, &decides.name)).transpose()?;
         let gains = |b: f64| if self.config.greater_is_better() { value > b } else { value < b };
         let is_best = value.is_finite() && so_far.is_none_or(gains);
         for (mut event, set) in events.into_iter().zip(self.eval) {
             if let Event::Eval { best, .. } = &mut event {
-                *best = is_best && set.name == first.name;
+                *best = is_best && set.name == decides.name;
             }
             self.emit(&event)?;
         }
@@ -224,7 +227,7 @@ impl Trainer<'_> {
 
     /// The score that decides which model is the best.
     fn deciding_score(&self, scores: &[SetScores], set: &str) -> Result<f64> {
-        let name = &self.config.metric_for_best_model;
+        let name = self.config.deciding().1;
         let Some(scores) = scores.iter().find(|s| s.set == set) else {
             return Err(Error::input(format!("the checkpoint has no scores of the set {set:?}; use --overwrite")));
         };
