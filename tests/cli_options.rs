@@ -98,7 +98,6 @@ impl Ran {
     }
 }
 
-/// Accuracy and F1 are in the contract's order before what came later; figures are f64.
 fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
 }
@@ -137,8 +136,12 @@ fn class_weights_and_focal_loss() {
     assert!(w.read("balanced/config.toml").contains("1.5"));
 }
 
-/// Rows of a file with what `predict` says about them: (true label is the positive one, its probability, label, channel).
-fn predicted(w: &Workplace, model: &str, file: &str) -> Vec<(bool, f64, String, String)> {
+/// A row with what `predict` says about it: whether its label is the positive one, that one's probability, the predicted
+/// label, the channel.
+type Row = (bool, f64, String, String);
+
+/// The rows of a file.
+fn predicted(w: &Workplace, model: &str, file: &str) -> Vec<Row> {
     let ran = w.run(&["predict", "--model", model, file]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     let answers = ran.out.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
@@ -153,7 +156,7 @@ fn predicted(w: &Workplace, model: &str, file: &str) -> Vec<(bool, f64, String, 
 }
 
 /// Share of pairs of a positive and a negative row that the probabilities order rightly, a tie counting half.
-fn roc_auc(rows: &[(bool, f64, String, String)]) -> f64 {
+fn roc_auc(rows: &[Row]) -> f64 {
     let of = |positive: bool| rows.iter().filter(move |r| r.0 == positive).map(|r| r.1);
     let pairs: Vec<f64> = of(true)
         .flat_map(|p| {
@@ -193,7 +196,7 @@ fn ranking_threshold_and_slices() {
     // What predict says is what was scored: its labels follow the threshold, no other threshold has a better F1.
     let rows = predicted(&w, "run", "dev.csv");
     assert_eq!(rows.len(), 36);
-    let f1 = |calls: &dyn Fn(&(bool, f64, String, String)) -> bool| {
+    let f1 = |calls: &dyn Fn(&Row) -> bool| {
         let both = rows.iter().filter(|r| calls(r) && r.0).count() as f64;
         2.0 * both / (rows.iter().filter(|r| calls(r)).count() as f64 + 20.0)
     };

@@ -14,7 +14,7 @@ use crate::model::{BertftJson, Model};
 use crate::nn::params::Spec;
 use crate::nn::workspace::Space;
 use crate::train::config::{Precision, TrainConfig};
-use crate::train::eval::{EvalSet, Scored, SetScores, evaluate};
+use crate::train::eval::{EvalSet, Evaluation, Scored, SetScores, evaluate};
 use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
 use crate::train::plan::Plan;
@@ -196,11 +196,10 @@ impl Closing<'_> {
 
     /// Saves the threshold that is best on the first eval set with the model; returns the scores of all sets with it.
     fn tune(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
-        let sets = &self.prepared.eval;
-        let Some(first) = sets.first() else { return Ok(vec![]) };
-        let batch_size = self.config.train.eval_batch_size;
-        let tuned = Scored::new(&mut self.model, &first.data, batch_size, self.ui)?.best_threshold(criterion);
-        match tuned {
+        let prepared = self.prepared;
+        let Some((first, others)) = prepared.eval.split_first() else { return Ok(vec![]) };
+        let scored = Scored::new(&mut self.model, &first.data, self.config.train.eval_batch_size, self.ui)?;
+        match scored.best_threshold(criterion) {
             Some(tuned) => {
                 self.extra.threshold = Some(tuned.threshold);
                 self.extra.write(&self.run.model())?;
@@ -211,13 +210,22 @@ impl Closing<'_> {
                 self.emit(&Event::Warning { message: message.into() })?;
             }
         }
-        sets.iter().map(|set| self.score(set)).collect()
+        let result = scored.evaluation(first.slices.as_ref(), self.extra.threshold)?;
+        let mut scores = vec![self.record(first, result)?];
+        for set in others {
+            scores.push(self.score(set)?);
+        }
+        Ok(scores)
     }
 
     /// Scores a set with the best model and the threshold in force.
     fn score(&mut self, set: &EvalSet) -> Result<SetScores> {
-        let threshold = self.extra.threshold;
-        let result = evaluate(&mut self.model, set, self.config.train.eval_batch_size, threshold, self.ui)?;
+        let (batch_size, threshold) = (self.config.train.eval_batch_size, self.extra.threshold);
+        let result = evaluate(&mut self.model, set, batch_size, threshold, self.ui)?;
+        self.record(set, result)
+    }
+
+    fn record(&mut self, set: &EvalSet, result: Evaluation) -> Result<SetScores> {
         let state = &self.outcome.state;
         let step = state.best.as_ref().map_or(state.step, |b| b.step);
         self.emit(&Event::eval(set, &result, step, self.outcome.epochs))?;

@@ -1,12 +1,13 @@
 //! What users see: results on standard output; progress, events and errors on standard error; with `--json` one JSON
 //! object a line on standard output and nothing else.
 
+use super::slices::{slices_of, slices_table};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
 use crate::train::eval::SliceScores;
 use crate::train::log::{Event, Phase, Progress, Reporter};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -385,7 +386,8 @@ fn headline(metrics: &Metrics) -> String {
     scores.collect::<Vec<_>>().join("  ")
 }
 
-fn headline_names(metrics: &Metrics) -> impl Iterator<Item = &'static str> {
+/// The metrics that fit a line, as far as there are such.
+pub(super) fn headline_names(metrics: &Metrics) -> impl Iterator<Item = &'static str> {
     let f1 = if metrics.get("f1").is_some() { "f1" } else { "macro_f1" };
     ["loss", "accuracy", f1, "mcc", "pearson", "spearman"].into_iter()
 }
@@ -398,32 +400,6 @@ fn splits_of(metrics: &serde_json::Value) -> Vec<(String, Metrics)> {
     };
     let splits = splits.iter().filter(|(name, _)| *name != "slices");
     splits.filter_map(|(name, split)| Some((name.clone(), scores(split.as_object()?)))).collect()
-}
-
-/// The slices of a `done` event's metrics, by split.
-fn slices_of(metrics: &serde_json::Value) -> Vec<(String, SliceScores)> {
-    let Some(splits) = metrics["slices"].as_object() else { return vec![] };
-    let scores =
-        |(split, slices): (&String, &serde_json::Value)| Some((split.clone(), SliceScores::deserialize(slices).ok()?));
-    splits.iter().filter_map(scores).collect()
-}
-
-/// A row a slice: the rows that it has, and the metrics that fit a line.
-fn slices_table(split: &str, slices: &SliceScores) -> String {
-    let Some((_, first)) = slices.0.first() else { return String::new() };
-    let names: Vec<&str> = headline_names(&first.metrics).filter(|name| first.metrics.get(name).is_some()).collect();
-    let heads: Vec<String> = slices.0.iter().map(|(value, _)| crate::data::shortened(value)).collect();
-    let width = heads.iter().map(|h| h.chars().count()).chain([split.chars().count()]).max().unwrap_or(0);
-    let row = |head: &str, samples: &str, cells: Vec<String>| {
-        let cells: String = cells.iter().map(|c| format!("  {c:>10}")).collect();
-        format!("{head:<width$}  {samples:>8}{cells}\n")
-    };
-    let mut table = row(split, "rows", names.iter().map(|n| n.to_string()).collect());
-    for (head, (_, slice)) in heads.iter().zip(&slices.0) {
-        let cells = names.iter().map(|name| slice.metrics.get(name).map(score).unwrap_or_default()).collect();
-        table += &row(head, &slice.samples.to_string(), cells);
-    }
-    table
 }
 
 fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
@@ -449,7 +425,7 @@ fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
     table
 }
 
-fn score(x: f64) -> String {
+pub(super) fn score(x: f64) -> String {
     if x.is_finite() { format!("{x:.4}") } else { "undefined".into() }
 }
 

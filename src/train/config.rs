@@ -265,7 +265,9 @@ impl TrainConfig {
             ("train.class_weights", self.class_weights.is_some(), "classes to weight"),
             ("train.focal_gamma", self.focal_gamma > 0.0, "focal loss"),
         ];
-        for (key, _, what) in set.iter().filter(|(_, set, _)| task == TaskKind::Regression && *set) {
+        if task == TaskKind::Regression
+            && let Some((key, _, what)) = set.iter().find(|(_, set, _)| *set)
+        {
             return Err(Invalid::new(key, format!("is set, but regression has no {what}; remove the key")));
         }
         if self.focal_gamma > 0.0 && self.label_smoothing_factor > 0.0 {
@@ -273,11 +275,11 @@ impl TrainConfig {
                 "is set beside train.label_smoothing_factor, which the focal loss does not define; remove one";
             return Err(Invalid::new("train.focal_gamma", message));
         }
-        if let Some(ClassWeights::Table(table)) = &self.class_weights {
-            for (label, w) in table.iter().filter(|(_, w)| !(**w > 0.0 && **w <= 1e6)) {
-                let message = format!("has {w} for the label \"{label}\", expected a number above 0, at most 1e6");
-                return Err(Invalid::new("train.class_weights", message));
-            }
+        if let Some(ClassWeights::Table(table)) = &self.class_weights
+            && let Some((label, w)) = table.iter().find(|(_, w)| !(**w > 0.0 && **w <= 1e6))
+        {
+            let message = format!("has {w} for the label \"{label}\", expected a number above 0, at most 1e6");
+            return Err(Invalid::new("train.class_weights", message));
         }
         Ok(())
     }
