@@ -6,11 +6,15 @@ mod common;
 use bertft::data::{Batch, Dataset, Targets, Tokens};
 use bertft::encoders::{Encoder, Read};
 use bertft::heads::Objective;
+use bertft::heads::sequence::probabilities;
+use bertft::metrics::ranking;
 use bertft::model::{Model, Pretrained, Task};
 use bertft::nn::params::{Layout, Params};
 use bertft::nn::workspace::Space;
 use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::{PassKey, splitmix};
+use bertft::train::eval::Scored;
+use bertft::train::log::Silent;
 use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::{Device, Tensor};
 use common::{dataset, distance, fixture, floats, norm, trainable, worst};
@@ -99,6 +103,32 @@ fn a_packed_batch_is_each_row_alone() {
         let whole = model.forward_backward(&batch, None, &Objective::default(), scale, false).unwrap();
         assert!((sum / whole - 1.0).abs() < 1e-6, "{name}: {sum} {whole}");
         assert_same_grads(&alone, &grads(&model.params), name);
+    }
+}
+
+/// What an evaluation keeps of each row gives the scores that the whole logits give, of the set and of its slices.
+#[test]
+fn an_evaluation_scores_every_row_in_its_place() {
+    for case in ["classification", "pairs", "regression"] {
+        let (mut model, data) = (trainable(&fixture(case, "model")), dataset(case));
+        let rows = all(&data);
+        let logits = model.logits(&data.batch(&rows)).unwrap();
+        let outputs = model.task().outputs();
+        let scored = Scored::new(&mut model, &data, 3, &mut Silent).unwrap();
+        let got = scored.evaluation(None, None).unwrap().metrics;
+        let loss = model.loss_sum(&logits, &data.targets).unwrap() / data.len() as f64;
+        assert!((got.get("loss").unwrap() - loss).abs() < 1e-6, "{case}: {got:?}, expected a loss of {loss}");
+        let Targets::Class(truth) = &data.targets else {
+            assert_eq!(got.get("roc_auc"), None);
+            continue;
+        };
+        let mut p = probabilities(&floats(&logits), outputs);
+        if outputs == 2 {
+            p = p.chunks(2).map(|row| row[1]).collect();
+        }
+        let expected = ranking::score(&p, truth, outputs);
+        assert!(expected.iter().all(|x| (0.0..1.0).contains(x)), "{case}: {expected:?}");
+        assert_eq!([got.get("roc_auc"), got.get("average_precision")], expected.map(Some), "{case}");
     }
 }
 
