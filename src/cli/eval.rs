@@ -99,7 +99,8 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             object["slices"] = json!(slices);
         }
         if skipped.rows > 0 {
-            object["skipped"] = json!(skipped);
+            object["skipped"] = json!(skipped.rows);
+            object["skipped_rows"] = json!(skipped.first);
         }
         ui.out_json(&object)?;
     } else {

@@ -350,8 +350,74 @@ fn the_shipped_configs_load() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
     RunConfig::load_for_run(&configs.join("quickstart.toml"), &[], None).unwrap();
     let model = format!("model.path={}/examples/models/bert-tiny-4l-128h", env!("CARGO_MANIFEST_DIR"));
-    for name in ["classification", "pair", "regression"] {
-        RunConfig::load(&configs.join(name).with_extension("toml"), std::slice::from_ref(&model)).unwrap();
+    let files: Vec<_> = fs::read_dir(&configs).unwrap().map(|f| f.unwrap().path()).collect();
+    assert!(files.len() >= 16, "{files:?}");
+    for file in files {
+        let config = RunConfig::load(&file, std::slice::from_ref(&model)).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        assert_eq!(config.output.dir, Path::new("runs").join(name));
+        assert!(
+            text.contains(&format!("--config {name}.toml")) || text.contains("--config FILE") || name == "quickstart"
+        );
+    }
+}
+
+#[test]
+fn files_are_one_or_many_with_patterns_and_named_sets() {
+    let place = Place::new("");
+    let run = |set: &[&str]| {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        RunConfig::load_for_run(&place.path("c.toml"), &set, None).map_err(|e| e.to_string())
+    };
+    let pattern = |name: &str| format!("data.train={}", place.path(name).display());
+    let config = run(&[&pattern("t*.csv"), "data.eval={ b = \"-\", a = [\"src/main.rs\", \"src/li?.rs\"] }"]).unwrap();
+    assert_eq!(config.data.train.as_slice(), [place.path("test.csv"), place.path("train.csv")], "sorted");
+    let Some(EvalSource::Named(sets)) = &config.data.eval else { panic!("{:?}", config.data.eval) };
+    assert_eq!(sets["a"].as_slice(), [PathBuf::from("src/main.rs"), "src/lib.rs".into()]);
+    let files: Vec<_> = config.data.files().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(files, ["data.train", "data.train", "data.eval", "data.eval", "data.eval"]);
+    // What is saved is what was found.
+    let copy = place.path("copy.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+    let message = run(&[&pattern("no*.csv")]).unwrap_err();
+    assert!(message.contains("data.train is ") && message.ends_with("which no file matches"), "{message}");
+    for (set, expected) in [
+        ("data.train=[]", "data.train is [], expected a file name (string) or a list of them"),
+        ("data.train=3", "data.train is 3, expected a file name (string)"),
+        ("data.eval={}", "data.eval is an empty table"),
+        ("data.eval={ train = \"a.csv\" }", "data.eval names a set \"train\"; choose another name"),
+        ("data.train=[\"-\", \"-\"]", "data.train is \"-\", but standard input can be read only once"),
+    ] {
+        let message = run(&[set]).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn keys_of_the_layout_must_fit_the_files() {
+    let place = Place::new("");
+    for (set, expected) in [
+        (vec!["data.encoding=latin"], "data.encoding: \"latin\" is not a known encoding; give a name such as utf-8"),
+        (vec!["data.delimiter=;;"], "data.delimiter: expected one ASCII character"),
+        (vec!["data.pattern=(.*)"], "has no named group"),
+        (vec!["data.pattern=(?P<text>"], "is not a regular expression: unclosed group"),
+        (vec!["data.format=pattern"], "data.format is \"pattern\"; add data.pattern"),
+        (vec!["data.format=csv", "data.pattern=(?P<text>.)"], "data.pattern is set, but data.format is \"csv\""),
+        (
+            vec!["data.train=a.jsonl.gz", "data.delimiter=;"],
+            "data.delimiter is set, but a.jsonl.gz is jsonl; it is for",
+        ),
+        (vec!["data.train=a.jsonl.gz", "data.text=[0, 1]"], "data.text is 0, expected a name: a.jsonl.gz is jsonl"),
+        (vec!["data.text=[\"a\", \"a\"]"], "data.text has \"a\" twice; each column once"),
+        (vec!["data.text=[\"a\", \"label\"]"], "data.label is \"label\", the same column as data.text"),
+        (vec!["data.on_bad_row=drop"], "data.on_bad_row is drop, expected one of error, skip"),
+        (vec!["data.rename_labels={ a = 1 }"], "data.rename_labels.a is 1, expected a string"),
+        (vec!["task.kind=regression", "data.rename_labels.a=b"], "data.rename_labels is set, but regression has"),
+    ] {
+        let message = place.error(&set);
+        assert!(message.contains(expected), "{message}");
     }
 }
 

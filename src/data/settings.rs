@@ -51,9 +51,11 @@ impl<T> OneOrMany<T> {
 impl Files {
     /// One name for all of them, for headings and messages about the whole: `a.csv`, or `a.csv and 2 more`.
     pub fn name(&self) -> PathBuf {
-        match self.0.len() {
-            1 => self.0[0].clone(),
-            n => PathBuf::from(format!("{} and {} more", self.0[0].display(), n - 1)),
+        match self.0.as_slice() {
+            [one] if one.as_os_str() == STANDARD_INPUT => "standard input".into(),
+            [one] => one.clone(),
+            [first, rest @ ..] => format!("{} and {} more", first.display(), rest.len()).into(),
+            [] => PathBuf::new(),
         }
     }
 }
@@ -240,7 +242,7 @@ impl FromStr for Delimiter {
             b"\\t" => Ok(Self(b'\t')),
             [b'"' | b'\n' | b'\r' | 0] => Err("a quote or a line break cannot separate fields".into()),
             [one] if one.is_ascii() => Ok(Self(*one)),
-            _ => Err(format!("is \"{s}\", expected one ASCII character, such as \";\" or \"|\" or \"\\t\"")),
+            _ => Err("expected one ASCII character, such as \";\" or \"|\" or \"\\t\"".into()),
         }
     }
 }

@@ -54,7 +54,8 @@ pub enum Event {
         /// Rows per label, in label order; empty for regression.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         labels: Vec<(String, usize)>,
-        /// Rows that could not be read (`data.on_bad_row = "skip"`).
+        /// Rows that could not be read (`data.on_bad_row = "skip"`): `skipped` of them, the first ten in `skipped_rows`.
+        #[serde(flatten)]
         skipped: Skipped,
     },
     /// Every `logging_steps` optimizer steps: mean loss since the last such event.

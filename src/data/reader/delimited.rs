@@ -14,6 +14,9 @@ use crate::data::example::Example;
 use crate::data::{did_you_mean, listed};
 use crate::error::{Error, Result};
 
+/// More is no table; the limit keeps a long line of nothing but delimiters from filling memory.
+const MAX_FIELDS: usize = 1 << 20;
+
 /// Reads rows and takes the chosen columns out of them.
 pub(super) struct Delimited {
     rows: Rows,
@@ -188,6 +191,9 @@ impl Rows {
         self.text.push_str(self.lines.text()?);
         let mut start = 0;
         for end in memchr::memchr_iter(self.delimiter, self.text.as_bytes()) {
+            if self.fields.len() == MAX_FIELDS {
+                return Err(Fault::Row(self.error(format!("the row has more than {MAX_FIELDS} fields"))));
+            }
             self.fields.push(start..end);
             start = end + 1;
         }

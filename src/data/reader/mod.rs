@@ -56,8 +56,10 @@ pub fn read_all(files: &[PathBuf], options: &ReadOptions) -> Result<(Vec<Example
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Skipped {
     /// How many.
+    #[serde(rename = "skipped")]
     pub rows: u64,
     /// The first ten.
+    #[serde(rename = "skipped_rows", skip_serializing_if = "Vec::is_empty")]
     pub first: Vec<SkippedRow>,
 }
 
