@@ -374,7 +374,7 @@ fn files_are_one_or_many_with_patterns_and_named_sets() {
     let config = run(&[&pattern("t*.csv"), "data.eval={ b = \"-\", a = [\"src/main.rs\", \"src/li?.rs\"] }"]).unwrap();
     assert_eq!(config.data.train.as_slice(), [place.path("test.csv"), place.path("train.csv")], "sorted");
     let Some(EvalSource::Named(sets)) = &config.data.eval else { panic!("{:?}", config.data.eval) };
-    assert_eq!(sets[0].1.as_slice(), [PathBuf::from("src/main.rs"), "src/lib.rs".into()]);
+    assert_eq!(sets[1].1.as_slice(), [PathBuf::from("src/main.rs"), "src/lib.rs".into()]);
     let files: Vec<_> = config.data.files().into_iter().map(|(key, _)| key).collect();
     assert_eq!(files, ["data.train", "data.train", "data.eval", "data.eval", "data.eval"]);
     // What is saved is what was found.
