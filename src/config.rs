@@ -8,6 +8,7 @@ use crate::data::config::{DataConfig, Invalid, TaskKind};
 use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
 use crate::train::config::TrainConfig;
+use crate::train::eval_config::EvalConfig;
 use serde::{Deserialize, Serialize};
 use source::{Source, Texts};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub struct RunConfig {
     pub data: DataConfig,
     #[serde(default)]
     pub train: TrainConfig,
+    #[serde(default, skip_serializing_if = "EvalConfig::is_default")]
+    pub eval: EvalConfig,
     pub output: OutputConfig,
 }
 
@@ -104,6 +107,7 @@ impl RunConfig {
     fn from_source(source: &Source, file: &Path) -> Result<Self> {
         let mut config: Self = source.deserialize()?;
         config.check().map_err(|invalid| source.invalid(&invalid))?;
+        config.train.fill_in();
         config.resolve_paths(source, file)?;
         Ok(config)
     }
@@ -116,7 +120,9 @@ impl RunConfig {
             return Err(Invalid::new("output.dir", "is empty, expected a directory to write"));
         }
         self.data.check(self.task.kind)?;
-        self.train.check(self.task.kind, self.data.eval.is_some())
+        self.train.check(self.task.kind, self.data.eval.is_some())?;
+        self.train.check_deciding_set(&self.data.eval_names())?;
+        self.eval.check(self.task.kind, self.data.eval.is_some(), self.data.test.is_some())
     }
 
     fn resolve_paths(&mut self, source: &Source, file: &Path) -> Result<()> {

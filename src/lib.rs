@@ -9,10 +9,10 @@
 //!
 //! # One training step, top to bottom
 //! 1. [`config`] says what to do; [`data::reader`] reads rows, [`data::labels`] and [`data::tokenize`] make them numbers.
-//! 2. [`data::sampler`] orders the rows of an epoch, [`data::Dataset::batch`] packs some into a [`data::Batch`].
+//! 2. [`data::sampler`] orders the rows of an epoch, [`train::plan`] cuts them, [`data::Dataset::batch`] packs some into a [`data::Batch`].
 //! 3. [`train::trainer`] takes a window of batches; [`train::step::gradients`] runs [`model::Model::forward_backward`] on each:
 //!    - [`encoders::Encoder::forward`]: embeddings, then [`nn::transformer::Layer`]s over the kernels in [`ops`];
-//!    - [`heads::SequenceHead`]: logits and loss, with candle's autograd down to the hidden states;
+//!    - [`heads::SequenceHead`]: logits and loss (as [`heads::Objective`] weights it), with candle's autograd down to the hidden states;
 //!    - [`encoders::Encoder::backward`]: from the hidden states' gradient to every parameter's, in flat arenas ([`nn::params`]).
 //! 4. [`train::step::update`] clips, asks [`optim::schedule`] for the learning rate and runs [`ops::adamw`].
 //! 5. [`train::eval`] scores, [`train::run_dir`] keeps checkpoints, [`model::Model::save`] writes the result.

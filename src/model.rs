@@ -11,7 +11,7 @@ use crate::data::config::TaskKind;
 use crate::data::{Batch, Targets};
 use crate::encoders::{Encoder, Read};
 use crate::error::{Error, Result};
-use crate::heads::SequenceHead;
+use crate::heads::{Objective, SequenceHead};
 use crate::nn::params::{Layout, Params};
 use crate::nn::workspace::Space;
 use crate::rng::PassKey;
@@ -141,18 +141,18 @@ impl Model {
         self.head.logits(&self.params, &hidden.to_dtype(DType::F32)?)
     }
 
-    /// Σ over rows of the loss of given logits.
+    /// Σ over rows of the plain loss of given logits.
     pub fn loss_sum(&self, logits: &Tensor, targets: &Targets) -> Result<f64> {
-        Ok(self.head.loss_sum(logits, targets, 0.0)?.to_dtype(DType::F64)?.to_scalar()?)
+        Ok(self.head.loss_sum(logits, targets, &Objective::default())?.to_dtype(DType::F64)?.to_scalar()?)
     }
 
     /// Forward and backward of one batch: returns Σ over rows of the loss and leaves the gradients of that sum times `scale` in
-    /// the gradient arena (added if `accumulate`). Dropout is live when there is a key.
+    /// the gradient arena (added if `accumulate`). Dropout is live when there is a key; `objective` weights the loss.
     pub fn forward_backward(
         &mut self,
         batch: &Batch,
         key: Option<PassKey>,
-        smoothing: f64,
+        objective: &Objective,
         scale: f64,
         accumulate: bool,
     ) -> Result<f64> {
@@ -161,7 +161,7 @@ impl Model {
         let dropout =
             key.map_or(crate::ops::dropout::Dropout::OFF, |k| crate::ops::dropout::Dropout::new(p, k.site(HEAD_SITE)));
         let pass = self.head.forward(&self.params, &hidden.to_dtype(DType::F32)?, dropout)?;
-        let loss = self.head.loss_sum(&pass.logits, &batch.targets, smoothing)?;
+        let loss = self.head.loss_sum(&pass.logits, &batch.targets, objective)?;
         let sum = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         if !sum.is_finite() {
             return Ok(sum); // the caller stops the run; gradients of a NaN would say nothing

@@ -6,6 +6,7 @@ use crate::data::{Dataset, Example, Targets, Tokenizer};
 use crate::error::Result;
 use crate::heads::sequence::probabilities;
 use crate::metrics::classification::argmax;
+use crate::metrics::threshold::decide;
 use crate::model::Model;
 use serde::{Serialize, Serializer};
 
@@ -17,7 +18,7 @@ pub struct Prediction {
     /// Copied when the input has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<serde_json::Value>,
-    /// The label with the highest probability; absent for regression.
+    /// The label with the highest probability, or of two the one that the model's threshold decides for; absent for regression.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Its probability, or the regression's value.
@@ -43,11 +44,18 @@ pub struct Predictor<'a> {
     tokenizer: &'a Tokenizer,
     batch_size: usize,
     max_length: usize,
+    threshold: Option<f64>,
 }
 
 impl<'a> Predictor<'a> {
     pub fn new(model: &'a mut Model, tokenizer: &'a Tokenizer, batch_size: usize, max_length: usize) -> Self {
-        Self { model, tokenizer, batch_size, max_length }
+        Self { model, tokenizer, batch_size, max_length, threshold: None }
+    }
+
+    /// Decides between two labels as [`decide`] does; without a threshold the more probable one is taken.
+    pub fn with_threshold(mut self, threshold: Option<f64>) -> Self {
+        self.threshold = threshold;
+        self
     }
 
     /// Answers rows, in their order; rows of like length are computed together.
@@ -75,7 +83,10 @@ impl<'a> Predictor<'a> {
             return Prediction { row, id, label: None, score: logits[0], scores: None };
         }
         let p = probabilities(logits, logits.len());
-        let best = argmax(logits) as usize;
+        let best = match self.threshold {
+            Some(threshold) if p.len() == 2 => decide(p[1], threshold),
+            _ => argmax(logits),
+        } as usize;
         let scores = Scores(task.labels.iter().cloned().zip(p.iter().copied()).collect());
         Prediction { row, id, label: Some(task.labels[best].clone()), score: p[best], scores: Some(scores) }
     }

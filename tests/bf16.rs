@@ -4,6 +4,7 @@
 mod common;
 
 use bertft::data::Dataset;
+use bertft::heads::Objective;
 use bertft::model::Model;
 use bertft::ops::gemm::bf16_engine;
 use bertft::optim::schedule::{Decay, Schedule};
@@ -52,7 +53,8 @@ fn logits_and_gradients_are_near_those_of_f32() {
 
         let scale = 1.0 / data.len() as f64;
         let key = Some(PassKey::new(3, 0));
-        let losses = [&mut exact, &mut rounded].map(|m| m.forward_backward(&batch, key, 0.0, scale, false).unwrap());
+        let losses = [&mut exact, &mut rounded]
+            .map(|m| m.forward_backward(&batch, key, &Objective::default(), scale, false).unwrap());
         assert!((losses[0] / losses[1] - 1.0).abs() < 0.01, "{case}: {losses:?}");
         let total = exact.params.grad_norm().unwrap();
         let mut wrong = vec![];
@@ -82,7 +84,7 @@ fn the_loss_curve_follows_f32() {
             beta2: 0.999,
             epsilon: 1e-8,
             max_grad_norm: 1.0,
-            label_smoothing: 0.0,
+            objective: Objective::default(),
             accumulation: 2,
             seed: 5,
         };
@@ -121,7 +123,8 @@ fn a_packed_batch_is_each_row_alone_and_recomputing_changes_no_bit() {
         }
         let mut pass = |recompute: bool| {
             model.recompute_activations(recompute);
-            let loss = model.forward_backward(&batch, Some(PassKey::new(9, 1)), 0.0, 0.25, false).unwrap();
+            let loss =
+                model.forward_backward(&batch, Some(PassKey::new(9, 1)), &Objective::default(), 0.25, false).unwrap();
             (loss, grads(&model))
         };
         assert!(pass(false) == pass(true), "{case}");

@@ -8,10 +8,12 @@ mod common;
 use bertft::data::config::TaskKind;
 use bertft::data::{Batch, Dataset};
 use bertft::encoders::Read;
+use bertft::heads::Objective;
 use bertft::model::{BertftJson, Model, Pretrained, Task};
 use bertft::nn::workspace::Space;
 use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::PassKey;
+use bertft::train::class_weights::ClassWeights;
 use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::{Device, Tensor};
 use common::{dataset, distance, fixture, floats, norm, trainable, worst};
@@ -111,7 +113,7 @@ fn gradients_of_every_parameter() {
         let (reference, expected): (_, Expected) = (tensors(case, "expected.safetensors"), json(case, "expected.json"));
         for key in [None, Some(PassKey::new(3, 0))] {
             let scale = 1.0 / batch.len() as f64;
-            let loss = model.forward_backward(&batch, key, 0.0, scale, false).unwrap() * scale;
+            let loss = model.forward_backward(&batch, key, &Objective::default(), scale, false).unwrap() * scale;
             assert!((loss - expected.loss64).abs() <= 1e-6, "{case}: loss {loss}, expected {}", expected.loss64);
             let total = model.params.grad_norm().unwrap();
             assert!((total / expected.grad_norm64 - 1.0).abs() <= 1e-5, "{case}: {total} {}", expected.grad_norm64);
@@ -135,6 +137,58 @@ fn gradients_of_every_parameter() {
     }
 }
 
+#[derive(Deserialize)]
+struct Losses {
+    /// By scikit-learn.
+    balanced: Vec<f64>,
+    variants: Vec<Variant>,
+}
+
+#[derive(Deserialize)]
+struct Variant {
+    class_weights: Option<Vec<f32>>,
+    #[serde(default)]
+    label_smoothing: f64,
+    #[serde(default)]
+    focal_gamma: f64,
+    loss: f64,
+    full: BTreeMap<String, Vec<f32>>,
+    norms: BTreeMap<String, f64>,
+}
+
+/// `torch.nn.CrossEntropyLoss` with weights and smoothing, and the focal loss, over a window of unequal batches: the mean
+/// divides by the whole window's weights.
+#[test]
+fn weighted_and_focal_losses() {
+    for case in ["classification", "pairs"] {
+        let (mut model, data, losses) =
+            (trainable(&fixture(case, "model")), dataset(case), json::<Losses>(case, "losses.json"));
+        let balanced = ClassWeights::Balanced.resolve(&model.task().labels, &data.targets).unwrap();
+        assert_eq!(balanced, losses.balanced.iter().map(|&w| w as f32).collect::<Vec<_>>(), "{case}");
+        let mut config = json::<Curve>(case, "curve_linear.json").config();
+        let rows: Vec<usize> = (0..data.len()).collect();
+        let window = [&rows[..5], &rows[5..6], &rows[6..]].map(|rows| data.batch(rows));
+        for (i, v) in losses.variants.into_iter().enumerate() {
+            let Variant { class_weights, label_smoothing, focal_gamma, .. } = v;
+            config.objective = Objective { label_smoothing, class_weights, focal_gamma };
+            let what = format!("{case}, variant {i}");
+            let passed = gradients(&mut model, &window, &config, 0).unwrap();
+            let loss = passed.loss_sum / passed.divisor;
+            assert!((loss - v.loss).abs() <= 1e-6, "{what}: loss {loss}, expected {}", v.loss);
+            let ours = grads(&model);
+            let total = v.norms.values().map(|n| n * n).sum::<f64>().sqrt();
+            for (name, full) in &v.full {
+                let (off, size) = (distance(&floats(&ours[name]), full), norm(full));
+                assert!(off <= 1e-4 * size + 1e-7 * total, "{what}: {name} off by {off:e} of {size:e}");
+            }
+            for (name, &expected) in &v.norms {
+                let size = norm(&floats(&ours[name]));
+                assert!((size - expected).abs() <= 1e-4 * expected + 1e-7 * total, "{what}: {name} {size} {expected}");
+            }
+        }
+    }
+}
+
 impl Curve {
     fn config(&self) -> StepConfig {
         let o = &self.optimizer;
@@ -150,7 +204,7 @@ impl Curve {
             beta2: o.betas[1],
             epsilon: o.eps,
             max_grad_norm: o.max_grad_norm,
-            label_smoothing: o.label_smoothing_factor,
+            objective: Objective::smoothed(o.label_smoothing_factor),
             accumulation: 2,
             seed: 42,
         }

@@ -1,6 +1,6 @@
 //! Metrics against scikit-learn and scipy (`golden/make_metrics.py`).
 
-use bertft::metrics::{Family, Metrics, classification, names, regression};
+use bertft::metrics::{Family, Metrics, classification, names, ranking, regression};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -9,7 +9,18 @@ const TOLERANCE: f64 = 1e-9;
 #[derive(Deserialize)]
 struct Fixture {
     classification: Vec<Classification>,
+    ranking: Vec<Ranking>,
     regression: Vec<Regression>,
+}
+
+#[derive(Deserialize)]
+struct Ranking {
+    name: String,
+    classes: usize,
+    truth: Vec<u32>,
+    scores: Vec<f32>,
+    roc_auc: Value,
+    average_precision: Value,
 }
 
 #[derive(Deserialize)]
@@ -47,7 +58,8 @@ fn assert_close(got: f64, expected: &Value, what: &str) {
 fn assert_metrics(got: &Metrics, expected: &Map<String, Value>, family: Family, case: &str) {
     let listed: Vec<&str> = expected.keys().map(String::as_str).collect();
     assert_eq!(got.0.iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(), listed, "{case}");
-    assert_eq!(names(family)[1..], listed, "{case}");
+    // The loss comes before them, scores of the ranking after.
+    assert_eq!(names(family)[1..=listed.len()], listed, "{case}");
     for (name, value) in &got.0 {
         assert_close(*value, &expected[name], &format!("{case}: {name}"));
     }
@@ -80,6 +92,17 @@ fn rows_added_one_by_one_score_the_same() {
             confusion.add(t, p).unwrap();
         }
         assert_eq!(confusion.report(), classification::score(&c.predicted, &c.truth, c.classes).unwrap());
+    }
+}
+
+#[test]
+fn rankings_equal_scikit_learn() {
+    let cases = fixture().ranking;
+    assert!(cases.len() >= 8);
+    for c in cases {
+        let [roc_auc, average_precision] = ranking::score(&c.scores, &c.truth, c.classes);
+        assert_close(roc_auc, &c.roc_auc, &format!("{}: roc_auc", c.name));
+        assert_close(average_precision, &c.average_precision, &format!("{}: average_precision", c.name));
     }
 }
 

@@ -5,11 +5,16 @@ mod common;
 
 use bertft::data::{Batch, Dataset, Targets, Tokens};
 use bertft::encoders::{Encoder, Read};
+use bertft::heads::Objective;
+use bertft::heads::sequence::probabilities;
+use bertft::metrics::ranking;
 use bertft::model::{Model, Pretrained, Task};
 use bertft::nn::params::{Layout, Params};
 use bertft::nn::workspace::Space;
 use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::{PassKey, splitmix};
+use bertft::train::eval::Scored;
+use bertft::train::log::Silent;
 use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::{Device, Tensor};
 use common::{dataset, distance, fixture, floats, norm, trainable, worst};
@@ -90,12 +95,40 @@ fn a_packed_batch_is_each_row_alone() {
         let scale = 1.0 / data.len() as f64;
         let mut sum = 0.0;
         for &row in &order {
-            sum += model.forward_backward(&data.batch(&[row]), None, 0.0, scale, row != order[0]).unwrap();
+            sum += model
+                .forward_backward(&data.batch(&[row]), None, &Objective::default(), scale, row != order[0])
+                .unwrap();
         }
         let alone = grads(&model.params);
-        let whole = model.forward_backward(&batch, None, 0.0, scale, false).unwrap();
+        let whole = model.forward_backward(&batch, None, &Objective::default(), scale, false).unwrap();
         assert!((sum / whole - 1.0).abs() < 1e-6, "{name}: {sum} {whole}");
         assert_same_grads(&alone, &grads(&model.params), name);
+    }
+}
+
+/// What an evaluation keeps of each row gives the scores that the whole logits give, of the set and of its slices.
+#[test]
+fn an_evaluation_scores_every_row_in_its_place() {
+    for case in ["classification", "pairs", "regression"] {
+        let (mut model, data) = (trainable(&fixture(case, "model")), dataset(case));
+        let rows = all(&data);
+        let logits = model.logits(&data.batch(&rows)).unwrap();
+        let outputs = model.task().outputs();
+        let scored = Scored::new(&mut model, &data, 3, &mut Silent).unwrap();
+        let got = scored.evaluation(None, None).unwrap().metrics;
+        let loss = model.loss_sum(&logits, &data.targets).unwrap() / data.len() as f64;
+        assert!((got.get("loss").unwrap() - loss).abs() < 1e-6, "{case}: {got:?}, expected a loss of {loss}");
+        let Targets::Class(truth) = &data.targets else {
+            assert_eq!(got.get("roc_auc"), None);
+            continue;
+        };
+        let mut p = probabilities(&floats(&logits), outputs);
+        if outputs == 2 {
+            p = p.chunks(2).map(|row| row[1]).collect();
+        }
+        let expected = ranking::score(&p, truth, outputs);
+        assert!(expected.iter().all(|x| (0.0..1.0).contains(x)), "{case}: {expected:?}");
+        assert_eq!([got.get("roc_auc"), got.get("average_precision")], expected.map(Some), "{case}");
     }
 }
 
@@ -105,7 +138,9 @@ fn recomputed_activations_give_the_same_bits() {
         let batch = data.batch(&all(&data));
         let mut pass = |recompute: bool| {
             model.recompute_activations(recompute);
-            let loss = model.forward_backward(&batch, Some(PassKey::new(9, 1)), 0.1, 0.25, false).unwrap();
+            let loss = model
+                .forward_backward(&batch, Some(PassKey::new(9, 1)), &Objective::smoothed(0.1), 0.25, false)
+                .unwrap();
             (loss, grads(&model.params))
         };
         let kept = pass(false);
@@ -167,7 +202,7 @@ fn step_config(seed: u64) -> StepConfig {
         beta2: 0.999,
         epsilon: 1e-8,
         max_grad_norm: 1.0,
-        label_smoothing: 0.1,
+        objective: Objective::smoothed(0.1),
         accumulation: 4,
         seed,
     }
@@ -233,7 +268,7 @@ fn unreached_names_exactly_what_no_gradient_reached() {
     let data = random_rows(&mut model, &[7, 12, 30]);
     let batch = data.batch(&all(&data));
     let specs = model.params.specs().to_vec();
-    model.forward_backward(&batch, Some(PassKey::new(1, 0)), 0.0, 1.0, false).unwrap();
+    model.forward_backward(&batch, Some(PassKey::new(1, 0)), &Objective::default(), 1.0, false).unwrap();
     let mut planted: Vec<&str> = vec![];
     for spec in &specs {
         model.params.zero_grad(spec.range()).unwrap();
@@ -245,7 +280,7 @@ fn unreached_names_exactly_what_no_gradient_reached() {
     assert_eq!(planted.len(), 5 + 4 * 15 + 4);
 
     // One value that is not finite, where a zero would be right.
-    model.forward_backward(&batch, None, 0.0, 1.0, false).unwrap();
+    model.forward_backward(&batch, None, &Objective::default(), 1.0, false).unwrap();
     let key = specs.iter().find(|s| zero_by_nature(&s.name)).unwrap();
     set(&model.params.grad(key.offset + 1, &[1]).unwrap(), f32::NAN);
     assert_eq!(model.unreached().unwrap(), [key.name.as_str()]);
@@ -253,7 +288,7 @@ fn unreached_names_exactly_what_no_gradient_reached() {
     // A head whose output does not depend on the encoder.
     let classifier = model.params.spec("classifier.weight").unwrap().clone();
     set(&model.params.weight(classifier.offset, &classifier.shape).unwrap(), 0.0);
-    model.forward_backward(&batch, None, 0.0, 1.0, false).unwrap();
+    model.forward_backward(&batch, None, &Objective::default(), 1.0, false).unwrap();
     let below: Vec<&str> = planted.iter().filter(|n| !n.starts_with("classifier")).copied().collect();
     assert_eq!(model.unreached().unwrap(), below);
 }
@@ -314,7 +349,7 @@ fn seeds_draw_heads_and_passes_draw_dropout() {
     let mut model = a;
     let data = random_rows(&mut model, &[7, 12, 30]);
     let batch = data.batch(&all(&data));
-    let mut loss = |key| model.forward_backward(&batch, key, 0.0, 1.0, false).unwrap();
+    let mut loss = |key| model.forward_backward(&batch, key, &Objective::default(), 1.0, false).unwrap();
     let (off, first) = (loss(None), loss(Some(PassKey::new(1, 0))));
     assert_eq!(first, loss(Some(PassKey::new(1, 0))));
     let others = [off, loss(Some(PassKey::new(1, 1))), loss(Some(PassKey::new(2, 0)))];
@@ -338,7 +373,7 @@ fn gradients_with_dropout_are_the_slope_of_the_loss() {
 
     let (mut model, data) = (trainable(folder.path()), dataset("pairs"));
     let (batch, key) = (data.batch(&all(&data)), Some(PassKey::new(9, 4)));
-    model.forward_backward(&batch, key, 0.1, 1.0, false).unwrap();
+    model.forward_backward(&batch, key, &Objective::smoothed(0.1), 1.0, false).unwrap();
     let (weights, grads, specs) = (floats(model.params.weights()), grads(&model.params), model.params.specs().to_vec());
     for (spec, (name, grad)) in specs.iter().zip(&grads).filter(|(s, _)| !zero_by_nature(&s.name)) {
         let slope = norm(grad);
@@ -348,7 +383,7 @@ fn gradients_with_dropout_are_the_slope_of_the_loss() {
             to.iter_mut().zip(grad).for_each(|(w, &g)| *w = (*w as f64 + by * g as f64 / slope) as f32);
             let n = moved.len();
             model.params.restore_weights(&Tensor::from_vec(moved, n, &Device::Cpu).unwrap()).unwrap();
-            model.forward_backward(&batch, key, 0.1, 1.0, false).unwrap()
+            model.forward_backward(&batch, key, &Objective::smoothed(0.1), 1.0, false).unwrap()
         };
         // Of fourth order in the step.
         let measured = (8.0 * (at(0.01) - at(-0.01)) - (at(0.02) - at(-0.02))) / 0.12;

@@ -6,11 +6,12 @@ use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, TaskKind};
 use crate::data::labels::value_targets;
+use crate::data::slices::Slices;
 use crate::data::{Example, LabelMap};
 use crate::error::Result;
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
-use crate::train::eval::evaluate;
+use crate::train::eval::{EvalSet, evaluate};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ use std::path::PathBuf;
     bertft eval --model runs/cls --data test.csv
   Fail a CI job below 90 % accuracy or above a loss of 0.5:
     bertft eval --model runs/cls --data test.csv --fail-under accuracy=0.9 --fail-over loss=0.5
+  See the scores of each value of a column:
+    bertft eval --model runs/cls --data test.csv --slice-by channel
   A file without header, text in the second column and label in the first:
     bertft eval --model runs/cls --data test.tsv --no-header --text 1 --label 0 --json")]
 pub struct EvalArgs {
@@ -42,6 +45,9 @@ pub struct EvalArgs {
     /// Column of the label: name or 0-based index [default: as in training, else label]
     #[arg(long, value_name = "COLUMN")]
     pub label: Option<Column>,
+    /// Also show the metrics for every value of this column (name or 0-based index)
+    #[arg(long, value_name = "COLUMN")]
+    pub slice_by: Option<Column>,
     #[command(flatten)]
     pub input: InputArgs,
 }
@@ -55,6 +61,7 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         gates.push(Gate::fail_over(text)?);
     }
     let mut scoring = Scoring::open(&args.model, &args.input, args.label.clone(), globals, ui)?;
+    scoring.slice_by.clone_from(&args.slice_by);
     let task = scoring.model.task().clone();
     for gate in &gates {
         gate.known(names(family(&task)))?;
@@ -66,8 +73,11 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         TaskKind::Regression => value_targets(&examples)?,
         TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &file)?,
     };
+    let slices = Slices::from_examples(&examples, &file)?;
     let data = dataset(&scoring.pretrained, &scoring.tokenizer, &examples, targets, &file, scoring.max_length, ui)?;
-    let result = evaluate(&mut scoring.model, &data, scoring.batch_size, ui)?;
+    let set = EvalSet { name: "eval".into(), data, slices };
+    let (batch_size, threshold) = (scoring.batch_size, scoring.threshold());
+    let result = evaluate(&mut scoring.model, &set, batch_size, threshold, ui)?;
     let per_second = result.samples as f64 / result.seconds;
     if ui.is_json() {
         let mut object = json!({
@@ -85,6 +95,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
                 object["confusion_matrix"] = json!(report.confusion.chunks(task.labels.len()).collect::<Vec<_>>());
             }
         }
+        if let Some(slices) = &result.slices {
+            object["slices"] = json!(slices);
+        }
         if skipped.rows > 0 {
             object["skipped"] = json!(skipped.rows);
             object["skipped_rows"] = json!(skipped.first);
@@ -100,6 +113,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         }
         let split = file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         ui.out_metrics(&[(&split, &result.metrics)])?;
+        if let Some(slices) = &result.slices {
+            ui.out_slices(&split, slices)?;
+        }
         ui.note(&format!("{} samples in {:.2} s, {per_second:.0}/s", result.samples, result.seconds));
     }
     check(&gates, &result.metrics)

@@ -6,6 +6,7 @@ pub mod info;
 pub mod predict;
 pub mod prepare;
 pub mod scoring;
+mod slices;
 pub mod train;
 pub mod ui;
 

@@ -48,8 +48,9 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let reader = Reader::open_all(files.as_slice(), &options)?;
     let skipped = Arc::new(Mutex::new(Skipped::default()));
     let mut output = args.output.as_deref().map(Output::create).transpose()?;
-    let (batch_size, max_length) = (scoring.batch_size, scoring.max_length);
-    let mut predictor = Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length);
+    let (batch_size, max_length, threshold) = (scoring.batch_size, scoring.max_length, scoring.threshold());
+    let mut predictor =
+        Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length).with_threshold(threshold);
     for chunk in chunks(reader, CHUNK, Arc::clone(&skipped)) {
         let mut lines = String::new();
         for prediction in predictor.predict(&chunk?)? {

@@ -2,15 +2,18 @@
 
 use crate::config::RunConfig;
 use crate::data::config::{EvalSource, TaskKind};
+use crate::data::slices::Slices;
 use crate::data::{
-    Dataset, Example, LabelMap, Reader, Skipped, Targets, Tokenizer, labels::value_targets, settings::Files,
-    split_fraction,
+    Dataset, Example, LabelMap, ReadOptions, Reader, Skipped, Targets, Tokenizer, labels::value_targets,
+    settings::Files, split_fraction,
 };
 use crate::error::{Error, Result};
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
-use crate::train::log::{Event, Phase, Progress, Reporter};
+use crate::train::eval::EvalSet;
+use crate::train::eval_config::EvalConfig;
+use crate::train::log::{Event, Phase, Progress, Reporter, split_of};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -19,10 +22,14 @@ pub struct Prepared {
     pub pretrained: Pretrained,
     pub task: Task,
     pub train: Dataset,
-    pub eval: Option<Dataset>,
-    pub test: Option<Dataset>,
+    /// One named `eval`, or several named `eval_` and their name; none when nothing is evaluated.
+    pub eval: Vec<EvalSet>,
+    /// Named `test`.
+    pub test: Option<EvalSet>,
+    /// `train.class_weights` in label order.
+    pub class_weights: Option<Vec<f32>>,
     /// What was left out of each split.
-    skipped: HashMap<&'static str, Skipped>,
+    skipped: HashMap<String, Skipped>,
 }
 
 impl Prepared {
@@ -33,61 +40,68 @@ impl Prepared {
         let tokenizer = Tokenizer::load(pretrained.dir())?;
         let data = &config.data;
         let mut skipped = HashMap::new();
-        let mut read = |split: &'static str, files: &Files| -> Result<Vec<Example>> {
-            let mut reader = Reader::open_all(files.as_slice(), &data.read_options())?;
+        // What is only learnt from needs no groups.
+        let splits = matches!(data.eval, Some(EvalSource::Fraction(_)));
+        let mut read = |split: &str, files: &Files| -> Result<Vec<Example>> {
+            let slice = config.eval.slice_by.clone().filter(|_| splits || split != "train");
+            let mut reader = Reader::open_all(files.as_slice(), &ReadOptions { slice, ..data.read_options() })?;
             let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
             reader.check_not_empty(examples.len())?;
             if split == "train" {
                 warn_of_unused(&reader.unused_renames(), reporter);
             }
-            skipped.insert(split, reader.skipped().clone());
+            skipped.insert(split.to_owned(), reader.skipped().clone());
             Ok(examples)
         };
         let train = read("train", &data.train)?;
-        let eval = match &data.eval {
-            Some(EvalSource::Files(files)) => Some((read("eval", files)?, files)),
-            Some(EvalSource::Named(_)) => {
-                return Err(Error::input("data.eval is a table of named sets, which training does not evaluate yet"));
-            }
-            Some(EvalSource::Fraction(_)) | None => None,
-        };
-        let test = match &data.test {
-            Some(files) => Some((read("test", files)?, files)),
-            None => None,
-        };
+        let mut scored = vec![];
+        for (name, files) in eval_files(data.eval.as_ref()) {
+            scored.push((read(&name, files)?, files, name));
+        }
+        if let Some(files) = &data.test {
+            scored.push((read("test", files)?, files, "test".to_owned()));
+        }
         let labels = match (config.task.kind, &data.labels) {
             (TaskKind::Regression, _) => None,
             (_, Some(names)) => Some(LabelMap::new(names.clone())?),
             (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train.name())?),
         };
-        let mut load = |examples: Vec<Example>, files: &Files| {
+        let mut load = |examples: Vec<Example>, files: &Files, name: String| {
             let file = files.name();
             let targets = match &labels {
                 Some(map) => map.targets(&examples, &file)?,
                 None => value_targets(&examples)?,
             };
-            dataset(&pretrained, &tokenizer, &examples, targets, &file, data.max_length, reporter)
+            let slices = Slices::from_examples(&examples, &file)?;
+            let data = dataset(&pretrained, &tokenizer, &examples, targets, &file, data.max_length, reporter)?;
+            Ok::<_, Error>(EvalSet { name, data, slices })
         };
-        let train = load(train, &data.train)?;
-        let eval_files = eval.map(|(examples, files)| load(examples, files)).transpose()?;
-        let test = test.map(|(examples, files)| load(examples, files)).transpose()?;
+        let all = load(train, &data.train, "train".to_owned())?;
+        let loaded = scored.into_iter().map(|(examples, files, name)| load(examples, files, name));
+        let mut eval = loaded.collect::<Result<Vec<_>>>()?;
+        let test = if data.test.is_some() { eval.pop() } else { None };
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
-                let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
-                (train.subset(&train_rows), Some(train.subset(&eval_rows)))
+                let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
+                let slices = all.slices.map(|s| s.subset(&eval_rows));
+                let eval = EvalSet { name: "eval".into(), data: all.data.subset(&eval_rows), slices };
+                (all.data.subset(&train_rows), vec![eval])
             }
-            _ => (train, eval_files),
+            _ => (all.data, eval),
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
-        check_metric(&task, &config.train.metric_for_best_model)?;
-        Ok(Self { pretrained, task, train, eval, test, skipped })
+        check_metric(&task, config.train.deciding().1)?;
+        check_threshold(&task, &config.eval)?;
+        let weights = config.train.class_weights.as_ref();
+        let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
+        Ok(Self { pretrained, task, train, eval, test, class_weights, skipped })
     }
 
     /// The splits that there are, by name.
-    pub fn splits(&self) -> impl Iterator<Item = (&'static str, &Dataset)> {
-        let splits = [("train", Some(&self.train)), ("eval", self.eval.as_ref()), ("test", self.test.as_ref())];
-        splits.into_iter().filter_map(|(name, data)| Some((name, data?)))
+    pub fn splits(&self) -> impl Iterator<Item = (&str, &Dataset)> {
+        let scored = self.eval.iter().chain(&self.test).map(|set| (set.name.as_str(), &set.data));
+        std::iter::once(("train", &self.train)).chain(scored)
     }
 
     /// One `data` event a split.
@@ -98,15 +112,16 @@ impl Prepared {
             classes.iter().for_each(|&c| counts[c as usize] += 1);
             self.task.labels.iter().cloned().zip(counts).collect()
         };
-        let event = |(split, data): (&str, &Dataset)| Event::Data {
-            split: split.into(),
+        let event = |(name, data): (&str, &Dataset)| Event::Data {
+            split: split_of(name).0.into(),
+            set: split_of(name).1.map(String::from),
             file: data.file.display().to_string(),
             rows: data.len(),
             tokens: data.tokens.ids.len(),
             longest: data.tokens.lengths().into_iter().max().unwrap_or(0),
             truncated: data.tokens.truncated.iter().filter(|t| **t).count(),
             labels: labels(&data.targets),
-            skipped: self.skipped.get(split).cloned().unwrap_or_default(),
+            skipped: self.skipped.get(name).cloned().unwrap_or_default(),
         };
         self.splits().map(event).collect()
     }
@@ -136,6 +151,26 @@ fn check_metric(task: &Task, metric: &str) -> Result<()> {
     Err(Error::input(format!(
         "train.metric_for_best_model is \"{metric}\", but with {classes} labels there is {listed}"
     )))
+}
+
+/// The files of each eval set with the name that results give it.
+fn eval_files(eval: Option<&EvalSource>) -> Vec<(String, &Files)> {
+    match eval {
+        Some(EvalSource::Files(files)) => vec![("eval".into(), files)],
+        Some(EvalSource::Named(sets)) => sets.iter().map(|(name, files)| (format!("eval_{name}"), files)).collect(),
+        Some(EvalSource::Fraction(_)) | None => vec![],
+    }
+}
+
+/// A threshold decides between two labels, which the data have or not.
+fn check_threshold(task: &Task, config: &EvalConfig) -> Result<()> {
+    let labels = task.labels.len();
+    match config.tune_threshold {
+        Some(_) if labels != 2 => Err(Error::input(format!(
+            "eval.tune_threshold is set, but there are {labels} labels, and a threshold decides between two; remove the key"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Tokenises rows and checks their ids against the model.

@@ -24,6 +24,8 @@ pub struct Scoring {
     input: InputArgs,
     /// The label's column as an argument gave it.
     label: Option<Column>,
+    /// The column to group rows by, as an argument gave it.
+    pub slice_by: Option<Column>,
     extra: Option<BertftJson>,
 }
 
@@ -52,8 +54,30 @@ impl Scoring {
             let message = format!("lacks {}; it is not a fine-tuned model", report.initialised.join(", "));
             return Err(Error::in_file(&dir, message));
         }
+        if let Some(t) = extra.as_ref().and_then(|e| e.threshold)
+            && (model.task().labels.len() != 2 || !(0.0..=1.0).contains(&t))
+        {
+            let message =
+                format!("has the threshold {t}, expected one from 0 to 1 for a model of two labels; remove it");
+            return Err(Error::in_file(dir.join("bertft.json"), message));
+        }
         let batch_size = input.batch_size.unwrap_or(32);
-        Ok(Self { pretrained, model, tokenizer, batch_size, max_length, input: input.clone(), label, extra })
+        Ok(Self {
+            pretrained,
+            model,
+            tokenizer,
+            batch_size,
+            max_length,
+            input: input.clone(),
+            label,
+            slice_by: None,
+            extra,
+        })
+    }
+
+    /// From which probability on the second of two labels is predicted.
+    pub fn threshold(&self) -> Option<f64> {
+        self.extra.as_ref().and_then(|e| e.threshold)
     }
 
     /// How rows are read from `file` (`None`: standard input), with their labels or without.
@@ -61,7 +85,7 @@ impl Scoring {
         let (input, extra) = (&self.input, self.extra.as_ref());
         let named = |name: &str| Column::Name(name.into());
         let is_name = |c: &Column| matches!(c, Column::Name(_));
-        let mut own = input.text.iter().chain(&input.text_pair).chain(&self.label);
+        let mut own = input.text.iter().chain(&input.text_pair).chain(&self.label).chain(&self.slice_by);
         let by_name = own.any(is_name);
         // A known extension says more than what the training file was. Plain texts (.txt) have no labels.
         let by_extension = file.and_then(format_by_extension);
@@ -78,6 +102,7 @@ impl Scoring {
             format,
             text: Columns::new(input.text.clone()).or(extra.map(|e| e.text.clone())).unwrap_or(named("text").into()),
             text_pair: input.text_pair.clone().or(extra.and_then(|e| e.text_pair.clone())),
+            slice: self.slice_by.clone(),
             label: labelled.then(|| self.label.clone().or(extra.map(|e| e.label.clone())).unwrap_or(named("label"))),
             // A column given by name can only mean a header.
             header: !input.no_header && (extra.is_none_or(|e| e.header) || by_name),

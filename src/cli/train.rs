@@ -9,15 +9,17 @@ use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
 use crate::error::{Error, Result};
+use crate::metrics::threshold::Criterion;
 use crate::model::{BertftJson, Model};
 use crate::nn::params::Spec;
 use crate::nn::workspace::Space;
 use crate::train::config::{Precision, TrainConfig};
-use crate::train::eval::evaluate;
+use crate::train::eval::{EvalSet, Evaluation, Scored, SetScores, evaluate};
 use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
+use crate::train::plan::Plan;
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
-use crate::train::trainer::{Outcome, Trainer, collect_metrics, count_steps};
+use crate::train::trainer::{Outcome, Trainer, collect_metrics, final_eval};
 use candle_core::Device;
 use clap::Args;
 use serde_json::json;
@@ -83,10 +85,10 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let space = Space { dtype: precision.dtype(), device: &device };
     let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
     model.freeze(&config.train.freeze)?;
-    let (_, total_steps) = count_steps(&config.train, prepared.train.len());
+    let total_steps = Plan::new(&config.train, &prepared.train).total;
     let identity = identity(&config, precision, &prepared);
     model.params.start_training()?;
-    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).collect();
+    let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).map(|set| &set.data).collect();
     // Before a checkpoint fills the moments: what it touches is in the estimate.
     let memory = estimate_memory(&model, &prepared.train, &scored, &config.train);
     let state = if args.resume { run.load_checkpoint(&mut model, &identity)? } else { State::default() };
@@ -135,8 +137,9 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let outcome = Trainer {
         model: &mut model,
         train: &prepared.train,
-        eval: prepared.eval.as_ref(),
+        eval: &prepared.eval,
         config: &config.train,
+        class_weights: prepared.class_weights.as_deref(),
         run: &run,
         source: &prepared.pretrained,
         extra: &extra,
@@ -146,56 +149,94 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         started,
     }
     .run(state)?;
-    finish(&config, &prepared, &run, model, outcome, log, ui)
+    Closing { config: &config, prepared: &prepared, run: &run, model, outcome, extra, log, ui }.finish()
 }
 
-/// Scores the test split with the best model and closes the run.
-fn finish(
-    config: &RunConfig,
-    prepared: &Prepared,
-    run: &RunDir,
-    mut model: Model,
+/// A run whose training is over, with the best model loaded.
+struct Closing<'a> {
+    config: &'a RunConfig,
+    prepared: &'a Prepared,
+    run: &'a RunDir,
+    model: Model,
     outcome: Outcome,
-    mut log: EventLog,
-    ui: &mut Ui,
-) -> Result<()> {
-    let state = &outcome.state;
-    let mut test_metrics = None;
-    if let Some(test) = &prepared.test {
-        let result = evaluate(&mut model, test, config.train.eval_batch_size, ui)?;
-        let event = Event::Eval {
-            split: "test".into(),
-            step: state.best.as_ref().map_or(state.step, |b| b.step),
-            epoch: outcome.epochs,
-            samples: result.samples,
-            seconds: result.seconds,
-            samples_per_second: result.samples as f64 / result.seconds,
-            metrics: result.metrics.clone(),
-            best: false,
+    extra: BertftJson,
+    log: EventLog,
+    ui: &'a mut Ui,
+}
+
+impl Closing<'_> {
+    /// Tunes the threshold if that is asked for, scores the test split and closes the run.
+    fn finish(mut self) -> Result<()> {
+        let mut scores = match self.config.eval.tune_threshold {
+            Some(criterion) => self.tune(criterion)?,
+            None => final_eval(&self.outcome.state).to_vec(),
         };
-        log.write(&event)?;
-        ui.event(&event);
-        test_metrics = Some(result.metrics);
+        let test = self.prepared.test.as_ref().map(|test| self.score(test)).transpose()?;
+        scores.extend(test);
+        let metrics = collect_metrics(&scores)?;
+        let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::Failed(e.to_string()))?;
+        self.run.write("metrics.json", &(text + "\n"))?;
+        let model_dir = self.run.model().display().to_string();
+        let state = &self.outcome.state;
+        let done = Event::Done {
+            steps: state.step,
+            epochs: self.outcome.epochs,
+            train_seconds: state.train_seconds,
+            samples_per_second: state.samples as f64 / state.train_seconds,
+            tokens_per_second: state.tokens as f64 / state.train_seconds,
+            first_step_seconds: self.outcome.first_step_seconds,
+            peak_rss_bytes: peak_rss_bytes(),
+            model: model_dir.clone(),
+            metrics,
+        };
+        self.emit(&done)?;
+        self.ui.note(&next_commands(self.config, &model_dir));
+        Ok(())
     }
-    let metrics = collect_metrics(state, test_metrics.as_ref())?;
-    let text = serde_json::to_string_pretty(&metrics).map_err(|e| Error::Failed(e.to_string()))?;
-    run.write("metrics.json", &(text + "\n"))?;
-    let model_dir = run.model().display().to_string();
-    let done = Event::Done {
-        steps: state.step,
-        epochs: outcome.epochs,
-        train_seconds: state.train_seconds,
-        samples_per_second: state.samples as f64 / state.train_seconds,
-        tokens_per_second: state.tokens as f64 / state.train_seconds,
-        first_step_seconds: outcome.first_step_seconds,
-        peak_rss_bytes: peak_rss_bytes(),
-        model: model_dir.clone(),
-        metrics,
-    };
-    log.write(&done)?;
-    ui.event(&done);
-    ui.note(&next_commands(config, &model_dir));
-    Ok(())
+
+    /// Saves the threshold that is best on the first eval set with the model; returns the scores of all sets with it.
+    fn tune(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
+        let prepared = self.prepared;
+        let Some((first, others)) = prepared.eval.split_first() else { return Ok(vec![]) };
+        let scored = Scored::new(&mut self.model, &first.data, self.config.train.eval_batch_size, self.ui)?;
+        match scored.best_threshold(criterion) {
+            Some(tuned) => {
+                self.extra.threshold = Some(tuned.threshold);
+                self.extra.write(&self.run.model())?;
+            }
+            None => {
+                let message = "eval.tune_threshold: the eval data have rows of one label only, so there is no best threshold; \
+                               the more probable label is predicted";
+                self.emit(&Event::Warning { message: message.into() })?;
+            }
+        }
+        let result = scored.evaluation(first.slices.as_ref(), self.extra.threshold)?;
+        let mut scores = vec![self.record(first, result)?];
+        for set in others {
+            scores.push(self.score(set)?);
+        }
+        Ok(scores)
+    }
+
+    /// Scores a set with the best model and the threshold in force.
+    fn score(&mut self, set: &EvalSet) -> Result<SetScores> {
+        let (batch_size, threshold) = (self.config.train.eval_batch_size, self.extra.threshold);
+        let result = evaluate(&mut self.model, set, batch_size, threshold, self.ui)?;
+        self.record(set, result)
+    }
+
+    fn record(&mut self, set: &EvalSet, result: Evaluation) -> Result<SetScores> {
+        let state = &self.outcome.state;
+        let step = state.best.as_ref().map_or(state.step, |b| b.step);
+        self.emit(&Event::eval(set, &result, step, self.outcome.epochs))?;
+        Ok(SetScores { set: set.name.clone(), metrics: result.metrics, slices: result.slices })
+    }
+
+    fn emit(&mut self, event: &Event) -> Result<()> {
+        self.log.write(event)?;
+        self.ui.event(event);
+        Ok(())
+    }
 }
 
 /// What to try with the new model.
@@ -203,6 +244,7 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
     let data = match (&config.data.test, &config.data.eval) {
         (Some(test), _) => test,
         (None, Some(EvalSource::Files(eval))) => eval,
+        (None, Some(EvalSource::Named(sets))) if !sets.is_empty() => &sets[0].1,
         _ => &config.data.train,
     };
     let data = data.first().display();
@@ -218,9 +260,10 @@ fn memory_warning(memory: &Estimate, config: &TrainConfig) -> Option<String> {
     let free = available_bytes()?;
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let recompute = if config.gradient_checkpointing { "" } else { ", or set train.gradient_checkpointing = true" };
+    let batch = if config.batch_tokens.is_some() { "train.batch_tokens" } else { "train.batch_size" };
     (memory.growth_bytes > free).then(|| {
         format!(
-            "training will take about {:.1} GB more than now and {:.1} GB are free; lower train.batch_size or \
+            "training will take about {:.1} GB more than now and {:.1} GB are free; lower {batch} or \
              data.max_length{recompute}",
             gigabytes(memory.growth_bytes),
             gigabytes(free)
@@ -244,9 +287,13 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("the list of labels".into(), json!(prepared.task.labels));
     map.insert("train.seed".into(), json!(train.seed));
     map.insert("train.batch_size".into(), json!(train.batch_size));
+    map.insert("train.batch_tokens".into(), json!(train.batch_tokens));
     map.insert("train.gradient_accumulation_steps".into(), json!(train.gradient_accumulation_steps));
     map.insert("train.precision on this machine".into(), json!(precision.name()));
     map.insert("train.group_by_length".into(), json!(train.group_by_length));
+    // Keys that are not set are null.
+    map.insert("train.class_weights".into(), json!(prepared.class_weights));
+    map.insert("train.focal_gamma".into(), json!(Some(train.focal_gamma).filter(|g| *g > 0.0)));
     for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {
         map.insert(format!("the digest of the {split} rows"), json!(digest(data)));
     }

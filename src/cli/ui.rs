@@ -1,8 +1,10 @@
 //! What users see: results on standard output; progress, events and errors on standard error; with `--json` one JSON
 //! object a line on standard output and nothing else.
 
+use super::slices::{slices_of, slices_table};
 use crate::error::{Error, Result};
 use crate::metrics::Metrics;
+use crate::train::eval::SliceScores;
 use crate::train::log::{Event, Phase, Progress, Reporter};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -96,6 +98,14 @@ impl Ui {
     pub fn out_metrics(&mut self, splits: &[(&str, &Metrics)]) -> Result<()> {
         let table = metrics_table(splits);
         if table.is_empty() { Ok(()) } else { self.out(&table) }
+    }
+
+    /// Writes an aligned table of the main metrics of each slice to standard output.
+    ///
+    /// # Errors
+    /// As [`Self::out`].
+    pub fn out_slices(&mut self, split: &str, slices: &SliceScores) -> Result<()> {
+        self.out(&slices_table(split, slices))
     }
 
     /// Writes a remark to standard error, unless it is to be quiet.
@@ -199,7 +209,11 @@ impl Reporter for Ui {
         if let Event::Done { model, metrics, .. } = event {
             let splits = splits_of(metrics);
             let splits: Vec<_> = splits.iter().map(|(name, m)| (name.as_str(), m)).collect();
-            let written = self.out_metrics(&splits).and_then(|()| self.out(&format!("model  {model}")));
+            let slices = slices_of(metrics);
+            let written = self
+                .out_metrics(&splits)
+                .and_then(|()| slices.iter().try_for_each(|(split, of_split)| self.out_slices(split, of_split)))
+                .and_then(|()| self.out(&format!("model  {model}")));
             self.or_exit(written);
         }
     }
@@ -324,7 +338,8 @@ fn describe(event: &Event) -> Option<String> {
                 estimated_peak_rss_bytes >> 20
             )
         }
-        Event::Data { split, file, rows, tokens, longest, truncated, labels, skipped } => {
+        Event::Data { split, set, file, rows, tokens, longest, truncated, labels, skipped } => {
+            let split = full_name(split, set.as_deref());
             let cut = if *truncated > 0 { format!(", {truncated} truncated") } else { String::new() };
             let labels = if labels.is_empty() { String::new() } else { format!(", {} labels", labels.len()) };
             let skipped = skipped.describe().map_or_else(String::new, |s| format!("\nwarning: {split}: {s}"));
@@ -337,7 +352,8 @@ fn describe(event: &Event) -> Option<String> {
             "step {step}/{total_steps}  epoch {epoch:.2}  loss {loss:.4}  lr {learning_rate:.2e}  \
              grad norm {grad_norm:.3}  {tokens_per_second:.0} tokens/s"
         ),
-        Event::Eval { split, step, epoch, samples, seconds, samples_per_second, metrics, best } => {
+        Event::Eval { split, set, step, epoch, samples, seconds, samples_per_second, metrics, best, .. } => {
+            let split = full_name(split, set.as_deref());
             let best = if *best { "  (best so far)" } else { "" };
             format!(
                 "{split} at step {step}, epoch {epoch:.2}: {}{best}; {samples} rows in {}, {samples_per_second:.0}/s",
@@ -359,12 +375,21 @@ fn describe(event: &Event) -> Option<String> {
     })
 }
 
+/// A split with the name of one of its sets.
+fn full_name(split: &str, set: Option<&str>) -> String {
+    set.map_or(split.to_owned(), |set| format!("{split} {set}"))
+}
+
 /// The scores that fit a line; the closing table has all.
 fn headline(metrics: &Metrics) -> String {
-    let f1 = if metrics.get("f1").is_some() { "f1" } else { "macro_f1" };
-    let names = ["loss", "accuracy", f1, "mcc", "pearson", "spearman"];
-    let scores = names.iter().filter_map(|name| Some(format!("{name} {}", score(metrics.get(name)?))));
+    let scores = headline_names(metrics).filter_map(|name| Some(format!("{name} {}", score(metrics.get(name)?))));
     scores.collect::<Vec<_>>().join("  ")
+}
+
+/// The metrics that fit a line, as far as there are such.
+pub(super) fn headline_names(metrics: &Metrics) -> impl Iterator<Item = &'static str> {
+    let f1 = if metrics.get("f1").is_some() { "f1" } else { "macro_f1" };
+    ["loss", "accuracy", f1, "mcc", "pearson", "spearman"].into_iter()
 }
 
 /// The splits of a `done` event's metrics; those that were not evaluated have none.
@@ -373,7 +398,8 @@ fn splits_of(metrics: &serde_json::Value) -> Vec<(String, Metrics)> {
     let scores = |split: &serde_json::Map<String, serde_json::Value>| {
         Metrics(split.iter().map(|(name, x)| (name.clone(), x.as_f64().unwrap_or(f64::NAN))).collect())
     };
-    splits.iter().filter_map(|(name, split)| Some((name.clone(), scores(split.as_object()?)))).collect()
+    let splits = splits.iter().filter(|(name, _)| *name != "slices");
+    splits.filter_map(|(name, split)| Some((name.clone(), scores(split.as_object()?)))).collect()
 }
 
 fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
@@ -399,7 +425,7 @@ fn metrics_table(splits: &[(&str, &Metrics)]) -> String {
     table
 }
 
-fn score(x: f64) -> String {
+pub(super) fn score(x: f64) -> String {
     if x.is_finite() { format!("{x:.4}") } else { "undefined".into() }
 }
 
@@ -505,12 +531,14 @@ mod tests {
     fn json_events_have_null_for_nan() {
         let event = Event::Eval {
             split: "eval".into(),
+            set: None,
             step: 1,
             epoch: 1.0,
             samples: 2,
             seconds: 0.5,
             samples_per_second: 4.0,
             metrics: Metrics(vec![("mcc".into(), f64::NAN)]),
+            slices: None,
             best: false,
         };
         let json = serde_json::to_string(&event).unwrap();

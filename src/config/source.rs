@@ -9,6 +9,7 @@ use crate::data::config::Invalid;
 use crate::error::{Error, Result};
 use crate::suggest::did_you_mean;
 use crate::train::config::TrainConfig;
+use crate::train::eval_config::EvalConfig;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -182,8 +183,9 @@ impl<'t> Source<'t> {
             let table = entries.iter().find(|e| e.value.span() == span && e.value.get_ref().is_table());
             return self.missing(table, name);
         }
-        if message.starts_with("unknown field `")
-            && let Some(entry) = entries.iter().find(|e| e.key == span)
+        // A table that an argument made has the same place as the key in it.
+        if let Some(name) = quoted(message, "unknown field `")
+            && let Some(entry) = entries.iter().find(|e| e.key == span && e.path.rsplit('.').next() == Some(name))
         {
             return self.error_at(&span, unknown_key(&entry.path, &alternatives(message)));
         }
@@ -317,6 +319,7 @@ fn unknown_key(path: &str, siblings: &[String]) -> String {
             ("task", keys_of::<TaskConfig>()),
             ("data", keys_of::<DataConfig>()),
             ("train", keys_of::<TrainConfig>()),
+            ("eval", keys_of::<EvalConfig>()),
             ("output", keys_of::<OutputConfig>()),
         ];
         let home = tables.iter().find(|(_, keys)| keys.iter().any(|k| k == key));

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::config::{Column, EvalSource};
+use crate::train::class_weights::ClassWeights;
 use crate::train::config::Scheduler;
 use std::fs;
 use tempfile::TempDir;
@@ -66,7 +67,7 @@ fn assert_error(train: &str, expected: &str) {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let config = Place::new("").load(&[]).unwrap();
-    assert_eq!(config.train, TrainConfig::default());
+    assert_eq!(config.train, TrainConfig { batch_size: Some(8), ..TrainConfig::default() });
     assert_eq!(config.train.learning_rate, 5e-5);
     assert_eq!(config.data.text, Column::Name("text".into()).into());
     assert_eq!(config.data.label, Column::Name("label".into()));
@@ -161,13 +162,54 @@ fn tasks_of_later_versions_are_told_from_typos() {
 }
 
 #[test]
+fn class_weights_are_a_word_or_a_table() {
+    let place = Place::new("class_weights = { \"very good\" = 2, bad = 0.5 }\nfocal_gamma = 1");
+    let config = place.load(&[]).unwrap();
+    let table = [("bad".to_owned(), 0.5), ("very good".to_owned(), 2.0)].into();
+    assert_eq!(config.train.class_weights, Some(ClassWeights::Table(table)));
+    // Written and read again.
+    let copy = place.path("copy.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+    let set = place.load(&["train.class_weights=balanced"]).unwrap();
+    assert_eq!(set.train.class_weights, Some(ClassWeights::Balanced));
+    let set = place.load(&["train.class_weights.bad=3"]).unwrap().train.class_weights;
+    assert_eq!(set, Some(ClassWeights::Table([("bad".to_owned(), 3.0), ("very good".to_owned(), 2.0)].into())));
+    let expected = "expected \"balanced\" or a table of weights by label, such as { positive = 2.0, negative = 1.0 }";
+    assert_error("class_weights = \"balance\"", &format!("train.class_weights is \"balance\", {expected}"));
+    assert_error("class_weights = 2.0", &format!("train.class_weights is 2.0, {expected}"));
+    assert_error("class_weights = { a = \"x\" }", "train.class_weights.a is \"x\", expected a number");
+    assert_error(
+        "class_weights = { a = 0 }",
+        "train.class_weights has 0 for the label \"a\", expected a number above 0, at most 1e6",
+    );
+    assert_error("focal_gamma = -1", "train.focal_gamma is -1, expected a number from 0 (off) to 10");
+}
+
+#[test]
+fn a_batch_is_so_many_rows_or_so_many_tokens() {
+    let place = Place::new("batch_tokens = 512");
+    let config = place.load(&[]).unwrap();
+    assert_eq!((config.train.batch_size, config.train.batch_tokens), (None, Some(512)));
+    let copy = place.path("copy.toml");
+    fs::write(&copy, config.to_toml().unwrap()).unwrap();
+    assert_eq!(RunConfig::load(&copy, &[]).unwrap(), config);
+    assert_eq!(
+        place.error(&["train.batch_size=8"]),
+        "c.toml:10: train.batch_tokens is set beside train.batch_size, and a batch is either so many tokens or so many rows; \
+         remove one"
+    );
+    assert_error("batch_tokens = 0", "train.batch_tokens is 0, expected 1 to 100000000");
+}
+
+#[test]
 fn set_goes_over_the_file() {
     let place = Place::new("epochs = 3\nbatch_size = 16");
     let config = place
         .load(&["train.epochs=1", "train.epochs = 5", "data.text=2", "data.label=a#b", "data.labels=[\"x\", \"y\"]"])
         .unwrap();
     assert_eq!(config.train.epochs, 5.0);
-    assert_eq!(config.train.batch_size, 16);
+    assert_eq!(config.train.batch_size, Some(16));
     assert_eq!(config.data.text, Column::Index(2).into());
     assert_eq!(config.data.label, Column::Name("a#b".into()));
     assert_eq!(config.data.labels, Some(vec!["x".into(), "y".into()]));
@@ -196,7 +238,7 @@ fn errors_of_set_name_the_argument() {
         ("data.labels=[\"a\"", "the value is not valid TOML; check quotes and brackets"),
         ("epochs=3", "expected key=value with the key's whole path, such as train.epochs=3"),
         ("train.epochs", "expected key=value with the key's whole path, such as train.epochs=3"),
-        ("foo.bar=3", "foo is not a known key; the tables are model, task, data, train, output"),
+        ("foo.bar=3", "foo is not a known key; the tables are model, task, data, train, eval, output"),
     ];
     for (argument, expected) in cases {
         assert_eq!(place.error(&[argument]), format!("--set {}: {expected}", argument));
@@ -332,7 +374,7 @@ fn files_are_one_or_many_with_patterns_and_named_sets() {
     let config = run(&[&pattern("t*.csv"), "data.eval={ b = \"-\", a = [\"src/main.rs\", \"src/li?.rs\"] }"]).unwrap();
     assert_eq!(config.data.train.as_slice(), [place.path("test.csv"), place.path("train.csv")], "sorted");
     let Some(EvalSource::Named(sets)) = &config.data.eval else { panic!("{:?}", config.data.eval) };
-    assert_eq!(sets["a"].as_slice(), [PathBuf::from("src/main.rs"), "src/lib.rs".into()]);
+    assert_eq!(sets[1].1.as_slice(), [PathBuf::from("src/main.rs"), "src/lib.rs".into()]);
     let files: Vec<_> = config.data.files().into_iter().map(|(key, _)| key).collect();
     assert_eq!(files, ["data.train", "data.train", "data.eval", "data.eval", "data.eval"]);
     // What is saved is what was found.

@@ -1,6 +1,6 @@
 //! The `[task]` kind and the `[data]` table: which files, which columns, how long a row may be.
 
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
@@ -175,8 +175,8 @@ pub enum EvalSource {
     Files(Files),
     /// This share of the training rows, strictly between 0 and 1 (stratified and seeded).
     Fraction(f64),
-    /// Several sets, each by its name.
-    Named(BTreeMap<String, Files>),
+    /// Several sets, each by its name, in the order of the file.
+    Named(Vec<(String, Files)>),
 }
 
 impl Serialize for EvalSource {
@@ -217,8 +217,12 @@ impl<'de> Deserialize<'de> for EvalSource {
             fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<EvalSource, A::Error> {
                 Files::deserialize(SeqAccessDeserializer::new(seq)).map(EvalSource::Files)
             }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<EvalSource, A::Error> {
-                BTreeMap::deserialize(MapAccessDeserializer::new(map)).map(EvalSource::Named)
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EvalSource, A::Error> {
+                let mut sets = vec![];
+                while let Some(set) = map.next_entry()? {
+                    sets.push(set);
+                }
+                Ok(EvalSource::Named(sets))
             }
         }
         d.deserialize_any(AnySource)
@@ -343,11 +347,19 @@ impl DataConfig {
         let mut splits = vec![("data.train", &self.train)];
         match &self.eval {
             Some(EvalSource::Files(files)) => splits.push(("data.eval", files)),
-            Some(EvalSource::Named(sets)) => splits.extend(sets.values().map(|files| ("data.eval", files))),
+            Some(EvalSource::Named(sets)) => splits.extend(sets.iter().map(|(_, files)| ("data.eval", files))),
             Some(EvalSource::Fraction(_)) | None => {}
         }
         splits.extend(self.test.as_ref().map(|files| ("data.test", files)));
         splits
+    }
+
+    /// The names of the sets of `data.eval`, if they have some.
+    pub fn eval_names(&self) -> Vec<&str> {
+        match &self.eval {
+            Some(EvalSource::Named(sets)) => sets.iter().map(|(name, _)| name.as_str()).collect(),
+            _ => vec![],
+        }
     }
 
     /// As [`Self::splits`], to be changed.
@@ -355,7 +367,7 @@ impl DataConfig {
         let mut splits = vec![("data.train", &mut self.train)];
         match &mut self.eval {
             Some(EvalSource::Files(files)) => splits.push(("data.eval", files)),
-            Some(EvalSource::Named(sets)) => splits.extend(sets.values_mut().map(|files| ("data.eval", files))),
+            Some(EvalSource::Named(sets)) => splits.extend(sets.iter_mut().map(|(_, files)| ("data.eval", files))),
             Some(EvalSource::Fraction(_)) | None => {}
         }
         splits.extend(self.test.as_mut().map(|files| ("data.test", files)));
@@ -369,6 +381,7 @@ impl DataConfig {
             text: self.text.clone(),
             text_pair: self.text_pair.clone(),
             label: Some(self.label.clone()),
+            slice: None,
             header: self.header,
             encoding: self.encoding,
             delimiter: self.delimiter,
@@ -402,8 +415,8 @@ impl DataConfig {
                 Err(Invalid::new("data.eval", "is an empty table, expected named sets such as { dev = \"dev.csv\" }"))
             }
             Some(EvalSource::Named(sets)) => {
-                match sets.keys().find(|n| n.is_empty() || ["train", "eval", "test"].contains(&n.as_str())) {
-                    Some(name) => {
+                match sets.iter().find(|(n, _)| n.is_empty() || ["train", "eval", "test"].contains(&n.as_str())) {
+                    Some((name, _)) => {
                         Err(Invalid::new("data.eval", format!("names a set \"{name}\"; choose another name")))
                     }
                     None => Ok(()),

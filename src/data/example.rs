@@ -11,6 +11,8 @@ pub struct Example {
     pub text_pair: Option<String>,
     /// `None` when no label column was asked for.
     pub label: Option<String>,
+    /// The value of the column that groups rows; `None` when none was asked for.
+    pub slice: Option<String>,
     /// The value of a column or key named `id`, copied to predictions. A string in csv and tsv.
     pub id: Option<serde_json::Value>,
     /// 1-based row of data: the header and skipped blank lines are not counted.

@@ -181,6 +181,7 @@ mod tests {
             text: "t".into(),
             text_pair: None,
             label: Some((*label).to_owned()),
+            slice: None,
             id: None,
             row: i as u64 + 1,
             line: i as u64 + 2,

@@ -8,6 +8,7 @@ pub mod labels;
 pub mod reader;
 pub mod sampler;
 pub mod settings;
+pub mod slices;
 pub mod tokenize;
 mod words;
 

@@ -38,6 +38,24 @@ pub fn grouped_by_length(lengths: &[usize], batch_size: usize, seed: u64, epoch:
     order
 }
 
+/// Cuts rows in their order into batches of at most `budget` tokens, a longer row alone; returns where each ends. As `fairseq`'s
+/// `--max-tokens`, but counting real tokens, as nothing is padded.
+pub fn cut_by_tokens(order: &[usize], length: impl Fn(usize) -> usize, budget: usize) -> Vec<usize> {
+    let (mut ends, mut tokens) = (vec![], 0usize);
+    for (at, &row) in order.iter().enumerate() {
+        let more = length(row);
+        if at > 0 && tokens.saturating_add(more) > budget {
+            ends.push(at);
+            tokens = 0;
+        }
+        tokens += more;
+    }
+    if !order.is_empty() {
+        ends.push(order.len());
+    }
+    ends
+}
+
 /// Batches of rows sorted by length, longest first, equal lengths in row order: the order of evaluation, where results
 /// are put back by row.
 pub fn length_sorted(lengths: &[usize], batch_size: usize) -> Vec<Vec<usize>> {
@@ -124,6 +142,15 @@ mod tests {
         assert_eq!(order[9..16], first[1..]);
         assert_eq!(grouped_by_length(&[], 4, 1, 0), Vec::<usize>::new());
         assert_eq!(sorted(grouped_by_length(&[5, 5, 5], 8, 1, 0)), [0, 1, 2]);
+    }
+
+    #[test]
+    fn batches_of_tokens_hold_no_more_than_the_budget() {
+        let lengths = [4, 6, 1, 20, 3, 3, 5];
+        let cut = |order: &[usize]| cut_by_tokens(order, |row| lengths[row], 10);
+        assert_eq!(cut(&[0, 1, 2, 3, 4, 5, 6]), [2, 3, 4, 6, 7]);
+        assert_eq!(cut(&[3, 0]), [1, 2]);
+        assert_eq!(cut(&[]), [0; 0]);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Tokenizer {
         // A file can load and yet fail on every text, so one is tried here.
         let text_pair = Some("b".to_owned());
         let file = Path::new("").into();
-        let probe = Example { text: "a".into(), text_pair, label: None, id: None, row: 1, line: 1, file };
+        let probe = Example { text: "a".into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1, file };
         guarded(|| tokenizer.encode_row(&probe, 512, None)).map_err(wrong)?;
         Ok(tokenizer)
     }
@@ -245,7 +245,7 @@ mod tests {
     fn example(text: &str, text_pair: Option<&str>) -> Example {
         let text_pair = text_pair.map(str::to_owned);
         let file = Path::new("").into();
-        Example { text: text.into(), text_pair, label: None, id: None, row: 1, line: 1, file }
+        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1, file }
     }
 
     fn encode(tokenizer: &Tokenizer, examples: &[Example], max_length: usize) -> Tokens {

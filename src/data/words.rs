@@ -108,7 +108,7 @@ mod tests {
     fn example(text: &str, text_pair: Option<&str>) -> Example {
         let text_pair = text_pair.map(str::to_owned);
         let file = std::path::Path::new("").into();
-        Example { text: text.into(), text_pair, label: None, id: None, row: 1, line: 1, file }
+        Example { text: text.into(), text_pair, label: None, slice: None, id: None, row: 1, line: 1, file }
     }
 
     proptest! {

@@ -1,12 +1,13 @@
 //! Classification and regression of whole rows, as `BertForSequenceClassification`: pooler (dense, tanh) on `[CLS]`, dropout,
 //! classifier; cross-entropy or mean squared error.
 
+use super::Objective;
 use crate::data::Targets;
 use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Params};
 use crate::ops::dropout::Dropout;
-use candle_core::{D, Tensor, Var};
+use candle_core::{Tensor, Var};
 
 /// The head's parameters live in the arenas; candle's autograd sees copies of them (they are small).
 #[derive(Debug)]
@@ -81,26 +82,12 @@ impl SequenceHead {
         Ok(HeadPass { hidden, params: vars, logits })
     }
 
-    /// Σ over rows of the loss of `logits: [rows, labels]`. `smoothing` spreads that share of each class target over all
-    /// classes (Szegedy et al. 2016, as `transformers` does it).
-    pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, smoothing: f64) -> Result<Tensor> {
-        let device = logits.device();
+    /// Σ over rows of the loss of `logits: [rows, labels]`; `objective` says how classes are weighted.
+    pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, objective: &Objective) -> Result<Tensor> {
         match (self.task, targets) {
-            (TaskKind::Classification, Targets::Class(classes)) => {
-                let top = logits.max_keepdim(D::Minus1)?.detach();
-                let shifted = logits.broadcast_sub(&top)?;
-                let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
-                let log_p = shifted.broadcast_sub(&log_sum)?;
-                let index = Tensor::from_slice(classes, (classes.len(), 1), device)?;
-                let nll = log_p.gather(&index, 1)?.sum_all()?.neg()?;
-                if smoothing == 0.0 {
-                    return Ok(nll);
-                }
-                let uniform = (log_p.sum_all()?.neg()? / self.labels as f64)?;
-                Ok(((nll * (1.0 - smoothing))? + (uniform * smoothing)?)?)
-            }
+            (TaskKind::Classification, Targets::Class(classes)) => objective.cross_entropy_sum(logits, classes),
             (TaskKind::Regression, Targets::Value(values)) => {
-                let wanted = Tensor::from_slice(values, (values.len(), 1), device)?;
+                let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;
                 Ok((logits - wanted)?.sqr()?.sum_all()?)
             }
             _ => Err(Error::Failed("the targets do not fit the task".into())),
@@ -123,6 +110,20 @@ impl SequenceHead {
             Some(g) => Ok(g.contiguous()?),
             None => Err(Error::Failed("the loss does not depend on the encoder".into())),
         }
+    }
+}
+
+/// The loss of each row of `logits: [rows, labels]`, on the host in f64: cross-entropy or squared error.
+pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Vec<f64>> {
+    let cross_entropy = |(row, &class): (&[f32], &u32)| {
+        let top = row.iter().copied().fold(f32::MIN, f32::max);
+        let log_sum = row.iter().map(|&v| f64::from(v - top).exp()).sum::<f64>().ln();
+        log_sum - f64::from(row[class as usize] - top)
+    };
+    match targets {
+        Targets::Class(classes) => Ok(logits.chunks_exact(labels).zip(classes).map(cross_entropy).collect()),
+        Targets::Value(values) => Ok(logits.iter().zip(values).map(|(&v, &t)| f64::from(v - t).powi(2)).collect()),
+        Targets::None => Err(Error::Failed("rows without labels have no loss".into())),
     }
 }
 

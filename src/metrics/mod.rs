@@ -2,7 +2,9 @@
 
 pub mod classification;
 pub mod gate;
+pub mod ranking;
 pub mod regression;
+pub mod threshold;
 
 pub use gate::Gate;
 
@@ -22,6 +24,12 @@ impl Metrics {
     /// Puts the loss, which the caller has summed, before the scores.
     pub fn with_loss(mut self, loss: f64) -> Self {
         self.0.insert(0, ("loss".into(), loss));
+        self
+    }
+
+    /// Appends the scores of [`ranking::score`].
+    pub fn with_ranking(mut self, scores: [f64; 2]) -> Self {
+        self.0.extend(ranking::NAMES.map(String::from).into_iter().zip(scores));
         self
     }
 
@@ -60,11 +68,11 @@ pub enum Family {
 
 /// Names of all scores of an evaluation, `loss` first, in the order in which they are shown.
 pub fn names(family: Family) -> Vec<&'static str> {
-    let scores = match family {
-        Family::Classification { classes } => classification::names(classes),
-        Family::Regression => &regression::NAMES,
+    let (scores, ranking) = match family {
+        Family::Classification { classes } => (classification::names(classes), &ranking::NAMES[..]),
+        Family::Regression => (&regression::NAMES[..], &[][..]),
     };
-    std::iter::once("loss").chain(scores.iter().copied()).collect()
+    ["loss"].iter().chain(scores).chain(ranking).copied().collect()
 }
 
 /// Whether more of this metric is better: true but for losses and errors.
@@ -78,7 +86,8 @@ mod tests {
 
     #[test]
     fn names_begin_with_loss_and_match_the_scores() {
-        let report = classification::score(&[0, 1], &[1, 1], 2).unwrap().metrics.with_loss(0.5);
+        let report =
+            classification::score(&[0, 1], &[1, 1], 2).unwrap().metrics.with_loss(0.5).with_ranking([0.5, 1.0]);
         let got: Vec<&str> = report.0.iter().map(|(n, _)| n.as_str()).collect();
         assert_eq!(got, names(Family::Classification { classes: 2 }));
         let report = regression::score(&[0.0, 1.0], &[1.0, 3.0]).unwrap().with_loss(2.0);

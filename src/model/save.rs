@@ -39,6 +39,9 @@ pub struct BertftJson {
     pub pattern: Option<Pattern>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rename_labels: BTreeMap<String, String>,
+    /// Of two labels the second is predicted where its probability is this or more; without it, the more probable one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
 }
 
 impl BertftJson {
@@ -52,6 +55,7 @@ impl BertftJson {
             label: data.label.clone(),
             header: data.header,
             max_length: data.max_length,
+            threshold: None,
             format: data.format_of(data.train.first()),
             join: (data.text.as_slice().len() > 1).then(|| data.join.clone()),
             encoding: data.encoding,
@@ -69,6 +73,15 @@ impl BertftJson {
             return Ok(None);
         }
         serde_json::from_value(read_json(&path)?).map(Some).map_err(|e| Error::in_file(&path, e.to_string()))
+    }
+}
+
+impl BertftJson {
+    /// Replaces that of a model directory.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let (path, part) = (dir.join("bertft.json"), dir.join("bertft.json.part"));
+        write_json(&part, &serde_json::to_value(self).map_err(|e| Error::Failed(e.to_string()))?)?;
+        std::fs::rename(&part, &path).map_err(|e| Error::write(path, e))
     }
 }
 
@@ -93,7 +106,7 @@ impl Model {
                 return Err(Error::in_file(&from, "is gone since the run began; the model needs it"));
             }
         }
-        write_json(&new.join("bertft.json"), &serde_json::to_value(extra).map_err(|e| Error::Failed(e.to_string()))?)?;
+        extra.write(&new)?;
         let card = self.model_card(source, extra);
         std::fs::write(new.join("README.md"), card).map_err(|e| Error::write(new.join("README.md"), e))?;
         let old = sibling(dir, "old");

@@ -1,5 +1,6 @@
 //! The `[train]` table: names and defaults of `transformers.TrainingArguments` where it has them.
 
+use super::class_weights::ClassWeights;
 use crate::data::config::{Invalid, TaskKind};
 use crate::metrics::{self, Family};
 use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
@@ -84,8 +85,12 @@ pub struct TrainConfig {
     /// Optimizer steps of the run; wins over `epochs`. Default: from `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_steps: Option<u64>,
-    /// Rows of one forward pass in training. Default 8.
-    pub batch_size: usize,
+    /// Rows of one forward pass in training. Default 8, unless `batch_tokens` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Tokens of one forward pass in training at most, in place of `batch_size`: as many rows as fit, a longer row alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Rows of one forward pass in evaluation. Default 32.
     pub eval_batch_size: usize,
     /// Peak learning rate. Default 5e-5.
@@ -107,6 +112,11 @@ pub struct TrainConfig {
     pub gradient_accumulation_steps: usize,
     /// Share of each target spread over all labels, in [0, 1). Default 0.
     pub label_smoothing_factor: f64,
+    /// Weight of each label in the loss: "balanced", or a table by label name. Default: all equal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// The γ of the focal loss (Lin et al. 2017), which counts rows less the better they are known; 0 is off. Default 0.
+    pub focal_gamma: f64,
     /// Seed of shuffling, dropout, new weights and the split of `data.eval`. Default 42.
     pub seed: u64,
     /// Default f32.
@@ -122,7 +132,8 @@ pub struct TrainConfig {
     /// Checkpoints to keep; `None`, written 0, keeps all. Default 1: what `--resume` needs.
     #[serde(deserialize_with = "zero_is_none", serialize_with = "none_is_zero")]
     pub save_total_limit: Option<usize>,
-    /// Which metric of the evaluations tells the best model. Default `loss`.
+    /// Which metric of the evaluations tells the best model: of the first eval set, or as `set/metric` of a named one. Default
+    /// `loss`.
     pub metric_for_best_model: String,
     /// Default: false for loss, mse and mae, else true.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -143,7 +154,8 @@ impl Default for TrainConfig {
         Self {
             epochs: 3.0,
             max_steps: None,
-            batch_size: 8,
+            batch_size: None,
+            batch_tokens: None,
             eval_batch_size: 32,
             learning_rate: 5e-5,
             weight_decay: 0.0,
@@ -156,6 +168,8 @@ impl Default for TrainConfig {
             warmup_steps: 0,
             gradient_accumulation_steps: 1,
             label_smoothing_factor: 0.0,
+            class_weights: None,
+            focal_gamma: 0.0,
             seed: 42,
             precision: Precision::F32,
             logging_steps: 500,
@@ -183,6 +197,10 @@ fn none_is_zero<S: Serializer>(limit: &Option<usize>, s: S) -> Result<S::Ok, S::
 
 /// Far above any use, and small enough that products of two such numbers fit 64 bits.
 const MOST_ROWS: usize = 1_000_000;
+const MOST_TOKENS: usize = 100_000_000;
+
+/// Rows of a batch where the config says neither rows nor tokens.
+pub const DEFAULT_BATCH_SIZE: usize = 8;
 
 impl TrainConfig {
     /// Optimizer steps with a rising learning rate in a run of `total` steps: `warmup_steps`, or if that is 0 the
@@ -191,9 +209,24 @@ impl TrainConfig {
         if self.warmup_steps > 0 { self.warmup_steps } else { (total as f64 * self.warmup_ratio).ceil() as u64 }
     }
 
+    /// The eval set that `metric_for_best_model` names, if it names one, and the metric.
+    pub fn deciding(&self) -> (Option<&str>, &str) {
+        match self.metric_for_best_model.rsplit_once('/') {
+            Some((set, metric)) => (Some(set), metric),
+            None => (None, &self.metric_for_best_model),
+        }
+    }
+
     /// Whether a larger `metric_for_best_model` is better.
     pub fn greater_is_better(&self) -> bool {
-        self.greater_is_better.unwrap_or(!matches!(self.metric_for_best_model.as_str(), "loss" | "mse" | "mae"))
+        self.greater_is_better.unwrap_or(!matches!(self.deciding().1, "loss" | "mse" | "mae"))
+    }
+
+    /// Puts in the defaults that depend on other keys.
+    pub fn fill_in(&mut self) {
+        if self.batch_tokens.is_none() {
+            self.batch_size.get_or_insert(DEFAULT_BATCH_SIZE);
+        }
     }
 
     /// Checks what types cannot: ranges and keys that must fit each other, the task and whether there is eval data.
@@ -205,9 +238,48 @@ impl TrainConfig {
             let message = "is \"constant\", which has no warmup, but a warmup is set; use \"constant_with_warmup\"";
             return Err(Invalid::new("train.lr_scheduler_type", message));
         }
-        if task == TaskKind::Regression && self.label_smoothing_factor > 0.0 {
-            let message = "is set, but regression has no labels to smooth; remove the key";
-            return Err(Invalid::new("train.label_smoothing_factor", message));
+        self.check_objective(task)
+    }
+
+    /// Checks that the eval set that decides is one of `sets`, the names in `data.eval`.
+    pub fn check_deciding_set(&self, sets: &[&str]) -> Result<(), Invalid> {
+        let Some(set) = self.deciding().0 else { return Ok(()) };
+        if sets.contains(&set) {
+            return Ok(());
+        }
+        let message = match sets {
+            [] => {
+                format!("names the eval set \"{set}\", but data.eval is no table of named sets; leave out \"{set}/\"")
+            }
+            _ => {
+                let hint = did_you_mean(set, sets.iter().copied());
+                format!("names the eval set \"{set}\", expected one of {}{hint}", sets.join(", "))
+            }
+        };
+        Err(Invalid::new("train.metric_for_best_model", message))
+    }
+
+    fn check_objective(&self, task: TaskKind) -> Result<(), Invalid> {
+        let set = [
+            ("train.label_smoothing_factor", self.label_smoothing_factor > 0.0, "labels to smooth"),
+            ("train.class_weights", self.class_weights.is_some(), "classes to weight"),
+            ("train.focal_gamma", self.focal_gamma > 0.0, "focal loss"),
+        ];
+        if task == TaskKind::Regression
+            && let Some((key, _, what)) = set.iter().find(|(_, set, _)| *set)
+        {
+            return Err(Invalid::new(key, format!("is set, but regression has no {what}; remove the key")));
+        }
+        if self.focal_gamma > 0.0 && self.label_smoothing_factor > 0.0 {
+            let message =
+                "is set beside train.label_smoothing_factor, which the focal loss does not define; remove one";
+            return Err(Invalid::new("train.focal_gamma", message));
+        }
+        if let Some(ClassWeights::Table(table)) = &self.class_weights
+            && let Some((label, w)) = table.iter().find(|(_, w)| !(**w > 0.0 && **w <= 1e6))
+        {
+            let message = format!("has {w} for the label \"{label}\", expected a number above 0, at most 1e6");
+            return Err(Invalid::new("train.class_weights", message));
         }
         Ok(())
     }
@@ -223,12 +295,13 @@ impl TrainConfig {
         let norm = "a finite number, 0 (no clipping) or above";
         number("train.max_grad_norm", self.max_grad_norm, |x| x >= 0.0 && x.is_finite(), norm)?;
         number("train.warmup_ratio", self.warmup_ratio, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")?;
+        number("train.focal_gamma", self.focal_gamma, |x| (0.0..=10.0).contains(&x), "a number from 0 (off) to 10")?;
         number("train.label_smoothing_factor", self.label_smoothing_factor, below_one, "a number from 0 to below 1")
     }
 
     fn check_counts(&self) -> Result<(), Invalid> {
         let rows = [
-            ("train.batch_size", self.batch_size),
+            ("train.batch_size", self.batch_size.unwrap_or(DEFAULT_BATCH_SIZE)),
             ("train.eval_batch_size", self.eval_batch_size),
             ("train.gradient_accumulation_steps", self.gradient_accumulation_steps),
         ];
@@ -236,6 +309,15 @@ impl TrainConfig {
             if !(1..=MOST_ROWS).contains(&n) {
                 return Err(Invalid::new(key, format!("is {n}, expected 1 to {MOST_ROWS}")));
             }
+        }
+        if self.batch_tokens.is_some_and(|n| !(1..=MOST_TOKENS).contains(&n)) {
+            let found = self.batch_tokens.unwrap_or(0);
+            return Err(Invalid::new("train.batch_tokens", format!("is {found}, expected 1 to {MOST_TOKENS}")));
+        }
+        if self.batch_tokens.is_some() && self.batch_size.is_some() {
+            let message =
+                "is set beside train.batch_size, and a batch is either so many tokens or so many rows; remove one";
+            return Err(Invalid::new("train.batch_tokens", message));
         }
         let steps = [
             ("train.max_steps", self.max_steps),
@@ -253,7 +335,7 @@ impl TrainConfig {
     }
 
     fn check_evaluation(&self, task: TaskKind, has_eval: bool) -> Result<(), Invalid> {
-        let metric = self.metric_for_best_model.as_str();
+        let (_, metric) = self.deciding();
         // The data is not read yet: two classes have every score that some number of classes has.
         let names = metrics::names(metric_family(task, 2));
         if !names.contains(&metric) {
@@ -322,11 +404,13 @@ mod tests {
     #[test]
     fn every_range_is_checked() {
         type Change = fn(&mut TrainConfig);
-        let wrong: [(&str, Change); 19] = [
+        let wrong: [(&str, Change); 23] = [
             ("train.epochs", |c| c.epochs = 0.0),
             ("train.epochs", |c| c.epochs = f64::NAN),
             ("train.max_steps", |c| c.max_steps = Some(0)),
-            ("train.batch_size", |c| c.batch_size = 0),
+            ("train.batch_size", |c| c.batch_size = Some(0)),
+            ("train.batch_tokens", |c| c.batch_tokens = Some(0)),
+            ("train.batch_tokens", |c| (c.batch_size, c.batch_tokens) = (Some(8), Some(512))),
             ("train.eval_batch_size", |c| c.eval_batch_size = 0),
             ("train.learning_rate", |c| c.learning_rate = f64::INFINITY),
             ("train.learning_rate", |c| c.learning_rate = 0.0),
@@ -338,6 +422,8 @@ mod tests {
             ("train.warmup_ratio", |c| c.warmup_ratio = 1.1),
             ("train.gradient_accumulation_steps", |c| c.gradient_accumulation_steps = 0),
             ("train.label_smoothing_factor", |c| c.label_smoothing_factor = 1.0),
+            ("train.focal_gamma", |c| c.focal_gamma = -1.0),
+            ("train.class_weights", |c| c.class_weights = Some(ClassWeights::Table([("a".into(), 0.0)].into()))),
             ("train.logging_steps", |c| c.logging_steps = 0),
             ("train.save_steps", |c| c.save_steps = Some(0)),
             ("train.early_stopping_patience", |c| c.early_stopping_patience = Some(0)),
@@ -358,6 +444,13 @@ mod tests {
         assert_eq!(stop.check(TaskKind::Classification, false).unwrap_err().key, "train.early_stopping_patience");
         let smooth = TrainConfig { label_smoothing_factor: 0.1, ..TrainConfig::default() };
         assert_eq!(smooth.check(TaskKind::Regression, true).unwrap_err().key, "train.label_smoothing_factor");
+        let focal = TrainConfig { focal_gamma: 2.0, ..TrainConfig::default() };
+        assert_eq!(focal.check(TaskKind::Regression, true).unwrap_err().key, "train.focal_gamma");
+        let both = TrainConfig { label_smoothing_factor: 0.1, ..focal };
+        assert_eq!(both.check(TaskKind::Classification, true).unwrap_err().key, "train.focal_gamma");
+        let weights = TrainConfig { class_weights: Some(ClassWeights::Balanced), ..TrainConfig::default() };
+        assert_eq!(weights.check(TaskKind::Classification, true), Ok(()));
+        assert_eq!(weights.check(TaskKind::Regression, true).unwrap_err().key, "train.class_weights");
         let warm = TrainConfig { warmup_steps: 5, lr_scheduler_type: Scheduler::Constant, ..TrainConfig::default() };
         assert_eq!(warm.check(TaskKind::Classification, true).unwrap_err().key, "train.lr_scheduler_type");
     }

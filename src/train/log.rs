@@ -1,5 +1,6 @@
 //! What a run tells the outside: the events of the contract's `--json` output and `events.jsonl`, and progress for bars.
 
+use super::eval::{EvalSet, Evaluation, SliceScores};
 use crate::data::Skipped;
 use crate::metrics::Metrics;
 use serde::Serialize;
@@ -40,6 +41,9 @@ pub enum Event {
     Data {
         /// `train`, `eval` or `test`.
         split: String,
+        /// The name of one of several eval sets.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        set: Option<String>,
         file: String,
         rows: usize,
         /// Real tokens after truncation, special tokens included.
@@ -66,13 +70,20 @@ pub enum Event {
     },
     /// An evaluation on a split during or after training.
     Eval {
+        /// `eval` or `test`.
         split: String,
+        /// The name of one of several eval sets.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        set: Option<String>,
         step: u64,
         epoch: f64,
         samples: usize,
         seconds: f64,
         samples_per_second: f64,
         metrics: Metrics,
+        /// By the value of `eval.slice_by`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        slices: Option<SliceScores>,
         /// Whether it is the best so far by `metric_for_best_model`.
         best: bool,
     },
@@ -101,6 +112,30 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         line: Option<u64>,
     },
+}
+
+/// The split and the set's own name in what results call a set, such as `eval_hard`.
+pub fn split_of(name: &str) -> (&str, Option<&str>) {
+    name.split_once('_').map_or((name, None), |(split, set)| (split, Some(set)))
+}
+
+impl Event {
+    /// Of an evaluation at a step; `best` is for the caller to set.
+    pub fn eval(set: &EvalSet, result: &Evaluation, step: u64, epoch: f64) -> Self {
+        let (split, name) = split_of(&set.name);
+        Self::Eval {
+            split: split.into(),
+            set: name.map(String::from),
+            step,
+            epoch,
+            samples: result.samples,
+            seconds: result.seconds,
+            samples_per_second: result.samples as f64 / result.seconds,
+            metrics: result.metrics.clone(),
+            slices: result.slices.clone(),
+            best: false,
+        }
+    }
 }
 
 /// The work that a progress bar follows.

@@ -1,7 +1,7 @@
 //! How much memory a training will take, told before it begins.
 
 use super::config::TrainConfig;
-use super::trainer::{count_steps, epoch_rows};
+use super::plan::{Epoch, Plan};
 use crate::data::Dataset;
 use crate::data::sampler::length_sorted;
 use crate::model::{Model, TrainingPlan};
@@ -24,10 +24,11 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
         let rows = length_sorted(&lengths, config.eval_batch_size).into_iter().next().unwrap_or_default();
         rows.iter().map(|&r| lengths[r]).sum()
     });
+    let (tokens, rows) = largest_batch(data, config);
     let plan = TrainingPlan {
-        tokens: largest_batch(data, config),
+        tokens,
         eval_tokens: eval_tokens.max().unwrap_or(0),
-        rows: config.batch_size.min(data.len()),
+        rows,
         words: distinct(&data.tokens.ids),
         page_bytes: page_bytes(),
         weight_decay: config.weight_decay,
@@ -41,22 +42,18 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
 const SCRATCH_BYTES: u64 = 8 << 20;
 
 /// Epochs whose batches are looked at for the largest: more find hardly a larger one and cost time at the start.
-const EPOCHS: u64 = 5;
+const EPOCHS: usize = 5;
 
-/// Tokens of the largest batch of the run's first epochs.
-fn largest_batch(data: &Dataset, config: &TrainConfig) -> usize {
-    let (per_epoch, total) = count_steps(config, data.len());
-    let per_step = config.batch_size * config.gradient_accumulation_steps;
-    let mut largest = 0;
-    for epoch in 0..total.div_ceil(per_epoch).min(EPOCHS) {
-        let steps = (total - epoch * per_epoch).min(per_epoch) as usize;
-        let mut order = epoch_rows(config, data, epoch);
-        order.truncate(steps * per_step);
-        for batch in order.chunks(config.batch_size) {
-            largest = largest.max(batch.iter().map(|&r| data.tokens.len_of(r)).sum());
+/// Tokens and rows of the largest batches of the run's first epochs.
+fn largest_batch(data: &Dataset, config: &TrainConfig) -> (usize, usize) {
+    let (mut tokens, mut rows) = (0, 0);
+    for (epoch, steps) in Plan::new(config, data).by_epoch().take(EPOCHS) {
+        for batch in Epoch::new(config, data, epoch).batches(steps) {
+            tokens = tokens.max(batch.iter().map(|&r| data.tokens.len_of(r)).sum());
+            rows = rows.max(batch.len());
         }
     }
-    largest
+    (tokens, rows)
 }
 
 /// Each id once, ascending.

@@ -1,8 +1,8 @@
 //! The run directory: what may be written where, checkpoints, and the event log.
 
+use super::eval::SetScores;
 use super::log::Event;
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 use crate::model::{Model, write_safetensors};
 use crate::nn::params::Spec;
 use crate::ops::with_values;
@@ -187,9 +187,12 @@ impl Identity {
     /// [`Error::Input`] that names the first key in which the two differ.
     pub fn must_equal(&self, saved: &Self, checkpoint: &Path) -> Result<()> {
         let short = |v: Option<&serde_json::Value>| {
-            v.map_or_else(|| "nothing".into(), |v| v.to_string().chars().take(60).collect::<String>())
+            let value = v.filter(|v| !v.is_null());
+            value.map_or_else(|| "not set".into(), |v| v.to_string().chars().take(60).collect::<String>())
         };
-        match self.0.iter().find(|(key, value)| saved.0.get(*key) != Some(value)) {
+        // A key that an older checkpoint does not know was not set.
+        let differs = |key: &str, value| saved.0.get(key).unwrap_or(&serde_json::Value::Null) != value;
+        match self.0.iter().find(|(key, value)| differs(key, *value)) {
             Some((key, value)) => Err(Error::in_file(
                 checkpoint,
                 format!(
@@ -210,17 +213,18 @@ pub struct State {
     /// Optimizer steps done.
     pub step: u64,
     pub best: Option<Best>,
-    /// The latest evaluation, best or not.
-    pub last_eval: Option<Metrics>,
+    /// The latest evaluation, best or not; a set each.
+    pub last_eval: Vec<SetScores>,
     /// Evaluations since the best one.
     pub evals_without_gain: u32,
     /// Spent in training steps, of all sessions of the run.
     pub train_seconds: f64,
     pub tokens: u64,
     pub samples: u64,
-    /// Σ loss and rows since the last `step` event.
+    /// Σ loss since the last `step` event, and what it is divided by for the mean (rows, or their class weights).
     pub logged_loss: f64,
-    pub logged_rows: u64,
+    #[serde(alias = "logged_rows")]
+    pub logged_divisor: f64,
     /// Length of `events.jsonl` when the checkpoint was taken.
     pub events_bytes: u64,
 }
@@ -229,7 +233,7 @@ pub struct State {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Best {
     pub step: u64,
-    pub metrics: Metrics,
+    pub sets: Vec<SetScores>,
 }
 
 /// Steps of the checkpoints that are there.

@@ -3,6 +3,7 @@
 use super::config::{Scheduler, TrainConfig};
 use crate::data::Batch;
 use crate::error::Result;
+use crate::heads::Objective;
 use crate::model::Model;
 use crate::ops::adamw::AdamWStep;
 use crate::optim::schedule::{Decay, Schedule};
@@ -18,14 +19,14 @@ pub struct StepConfig {
     pub epsilon: f64,
     /// 0 turns clipping off.
     pub max_grad_norm: f64,
-    pub label_smoothing: f64,
+    pub objective: Objective,
     /// Batches a window holds at most; numbers the passes for dropout.
     pub accumulation: u64,
     pub seed: u64,
 }
 
 impl StepConfig {
-    /// For a run of `total` steps.
+    /// For a run of `total` steps; class weights, which need the data, are left out.
     pub fn new(c: &TrainConfig, total: u64) -> Self {
         let decay = match c.lr_scheduler_type {
             Scheduler::Linear => Decay::Linear,
@@ -39,7 +40,11 @@ impl StepConfig {
             beta2: c.adam_beta2,
             epsilon: c.adam_epsilon,
             max_grad_norm: c.max_grad_norm,
-            label_smoothing: c.label_smoothing_factor,
+            objective: Objective {
+                label_smoothing: c.label_smoothing_factor,
+                class_weights: None,
+                focal_gamma: c.focal_gamma,
+            },
             accumulation: c.gradient_accumulation_steps as u64,
             seed: c.seed,
         }
@@ -52,23 +57,26 @@ pub struct Window {
     /// Σ over the window's rows of the loss.
     pub loss_sum: f64,
     pub rows: usize,
+    /// What `loss_sum` is divided by for the mean loss: the rows, or the sum of their class weights.
+    pub divisor: f64,
     /// ‖gradient of the mean loss‖ before clipping.
     pub grad_norm: f64,
 }
 
-/// Forward and backward of the window of step `step` (from 0); gradients are those of Σ loss / rows of the whole window,
+/// Forward and backward of the window of step `step` (from 0); gradients are those of the mean loss of the whole window,
 /// whatever its split into batches. Stops early, with a NaN norm, at a loss that is not finite.
 pub fn gradients(model: &mut Model, window: &[Batch], config: &StepConfig, step: u64) -> Result<Window> {
     let rows: usize = window.iter().map(Batch::len).sum();
+    let divisor: f64 = window.iter().map(|b| config.objective.divisor(&b.targets, b.len())).sum();
     let mut loss_sum = 0.0;
     for (i, batch) in window.iter().enumerate() {
         let key = PassKey::new(config.seed, step * config.accumulation + i as u64);
-        loss_sum += model.forward_backward(batch, Some(key), config.label_smoothing, 1.0 / rows as f64, i > 0)?;
+        loss_sum += model.forward_backward(batch, Some(key), &config.objective, 1.0 / divisor, i > 0)?;
         if !loss_sum.is_finite() {
-            return Ok(Window { loss_sum, rows, grad_norm: f64::NAN });
+            return Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
         }
     }
-    Ok(Window { loss_sum, rows, grad_norm: model.params.grad_norm()? })
+    Ok(Window { loss_sum, rows, divisor, grad_norm: model.params.grad_norm()? })
 }
 
 /// Updates the weights from the gradients of [`gradients`]; returns the learning rate used.

@@ -1,14 +1,13 @@
 //! The training loop, in reading order.
 
 use super::config::TrainConfig;
-use super::eval::evaluate;
+use super::eval::{EvalSet, SetScores, evaluate};
 use super::log::{Event, Phase, Progress, Reporter};
+use super::plan::{Epoch, Plan};
 use super::run_dir::{Best, EventLog, Identity, RunDir, State};
 use super::step::{StepConfig, gradients, update};
-use crate::data::sampler::{epoch_order, grouped_by_length};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 use crate::model::{BertftJson, Model, Pretrained};
 use std::time::Instant;
 
@@ -16,8 +15,10 @@ use std::time::Instant;
 pub struct Trainer<'a> {
     pub model: &'a mut Model,
     pub train: &'a Dataset,
-    pub eval: Option<&'a Dataset>,
+    pub eval: &'a [EvalSet],
     pub config: &'a TrainConfig,
+    /// `train.class_weights` in label order.
+    pub class_weights: Option<&'a [f32]>,
     pub run: &'a RunDir,
     /// Where the tokenizer and `config.json` of the saved model come from.
     pub source: &'a Pretrained,
@@ -56,24 +57,6 @@ pub struct Outcome {
     pub first_step_seconds: f64,
 }
 
-/// Optimizer steps of an epoch and of a run over `rows` rows.
-pub fn count_steps(config: &TrainConfig, rows: usize) -> (u64, u64) {
-    let batches = rows.div_ceil(config.batch_size) as u64;
-    let per_epoch = batches.div_ceil(config.gradient_accumulation_steps as u64);
-    let total = config.max_steps.unwrap_or((config.epochs * per_epoch as f64).ceil() as u64);
-    (per_epoch, total)
-}
-
-/// The rows of an epoch in training order.
-pub fn epoch_rows(config: &TrainConfig, data: &Dataset, epoch: u64) -> Vec<usize> {
-    if config.group_by_length {
-        let window = config.batch_size * config.gradient_accumulation_steps;
-        grouped_by_length(&data.tokens.lengths(), window, config.seed, epoch)
-    } else {
-        epoch_order(data.len(), config.seed, epoch)
-    }
-}
-
 impl Trainer<'_> {
     /// Trains from `state` (a new run's default, or a checkpoint's) to the end.
     ///
@@ -81,27 +64,32 @@ impl Trainer<'_> {
     /// [`Error::Failed`] when the loss or a gradient is not finite, or a parameter is not reached by the loss;
     /// [`Error::Interrupted`] after a checkpoint when the reporter asks to stop.
     pub fn run(mut self, mut state: State) -> Result<Outcome> {
-        let (per_epoch, total) = count_steps(self.config, self.train.len());
-        let step_config = StepConfig::new(self.config, total);
+        let plan = Plan::new(self.config, self.train);
+        let total = plan.total;
+        let mut step_config = StepConfig::new(self.config, total);
+        step_config.objective.class_weights = self.class_weights.map(<[f32]>::to_vec);
         let mut session = Session::default();
-        let (mut order, mut order_of) = (vec![], None);
+        let mut current: Option<(u64, Epoch)> = None;
         self.model.recompute_activations(self.config.gradient_checkpointing);
         while state.step < total && !self.is_out_of_patience(&state) {
             let before = Instant::now();
-            let epoch = state.step / per_epoch;
-            if order_of != Some(epoch) {
-                order = epoch_rows(self.config, self.train, epoch);
-                order_of = Some(epoch);
-            }
-            let window = self.window(&order, state.step % per_epoch);
+            let (epoch, within) = plan.place(state.step);
+            let (_, batches) = match current.take() {
+                Some(drawn) if drawn.0 == epoch => current.insert(drawn),
+                _ => current.insert((epoch, Epoch::new(self.config, self.train, epoch))),
+            };
+            let window: Vec<Batch> = batches.window(within).map(|rows| self.train.batch(rows)).collect();
             self.step(&window, &step_config, &mut state, &mut session, before)?;
             if state.step.is_multiple_of(self.config.logging_steps) {
-                self.log_step(&mut state, &session, per_epoch, total)?;
+                self.log_step(&mut state, &session, &plan)?;
             }
 
-            let at = |steps: Option<u64>| state.step.is_multiple_of(steps.unwrap_or(per_epoch));
+            let at = |steps: Option<u64>| match steps {
+                Some(steps) => state.step.is_multiple_of(steps),
+                None => plan.ends_epoch(state.step),
+            };
             let (eval_due, save_due) = (at(self.config.eval_steps), at(self.config.save_steps));
-            let gained = (eval_due || state.step == total) && self.evaluate(&mut state, per_epoch)?;
+            let gained = (eval_due || state.step == total) && self.evaluate(&mut state, &plan)?;
             let over = state.step == total || self.is_out_of_patience(&state);
             let interrupted = self.reporter.interrupted() && !over;
             // With a new best model the checkpoint must know of it: else a run that is killed later resumes to another best.
@@ -113,7 +101,7 @@ impl Trainer<'_> {
             }
         }
         self.finish(&state)?;
-        let epochs = state.step as f64 / per_epoch as f64;
+        let epochs = plan.epochs(state.step);
         Ok(Outcome { state, epochs, first_step_seconds: session.first_step_seconds })
     }
 
@@ -146,42 +134,34 @@ impl Trainer<'_> {
         state.tokens += tokens;
         state.samples += passed.rows as u64;
         state.logged_loss += passed.loss_sum;
-        state.logged_rows += passed.rows as u64;
+        state.logged_divisor += passed.divisor;
         self.reporter.progress(Progress {
             phase: Phase::Train,
             done: state.step,
             total: config.schedule.total,
-            loss: passed.loss_sum / passed.rows as f64,
+            loss: passed.loss_sum / passed.divisor,
             learning_rate: session.learning_rate,
             tokens_per_second: session.tokens_per_second(),
         });
         Ok(())
     }
 
-    fn log_step(&mut self, state: &mut State, session: &Session, per_epoch: u64, total: u64) -> Result<()> {
+    fn log_step(&mut self, state: &mut State, session: &Session, plan: &Plan) -> Result<()> {
         let event = Event::Step {
             step: state.step,
-            total_steps: total,
-            epoch: state.step as f64 / per_epoch as f64,
-            loss: state.logged_loss / state.logged_rows as f64,
+            total_steps: plan.total,
+            epoch: plan.epochs(state.step),
+            loss: state.logged_loss / state.logged_divisor,
             learning_rate: session.learning_rate,
             grad_norm: session.grad_norm,
             tokens_per_second: session.tokens_per_second(),
         };
-        (state.logged_loss, state.logged_rows) = (0.0, 0);
+        (state.logged_loss, state.logged_divisor) = (0.0, 0.0);
         self.emit(&event)
     }
 
     fn is_out_of_patience(&self, state: &State) -> bool {
         self.config.early_stopping_patience.is_some_and(|p| state.evals_without_gain >= p)
-    }
-
-    /// The batches of the `i`-th optimizer step of an epoch.
-    fn window(&self, order: &[usize], i: u64) -> Vec<Batch> {
-        let (size, batches) = (self.config.batch_size, self.config.gradient_accumulation_steps);
-        let from = i as usize * batches * size;
-        let rows = &order[from..(from + batches * size).min(order.len())];
-        rows.chunks(size).map(|rows| self.train.batch(rows)).collect()
     }
 
     fn must_be_finite(&self, window: &[Batch], step: u64, loss_sum: f64, grad_norm: f64) -> Result<()> {
@@ -211,40 +191,51 @@ impl Trainer<'_> {
         )))
     }
 
-    /// Scores the eval data, if there is any; keeps the model if it is the best and says whether it is.
-    fn evaluate(&mut self, state: &mut State, per_epoch: u64) -> Result<bool> {
-        let Some(eval) = self.eval else { return Ok(false) };
-        let result = evaluate(self.model, eval, self.config.eval_batch_size, self.reporter)?;
-        let name = &self.config.metric_for_best_model;
-        let Some(value) = result.metrics.get(name) else {
-            let names: Vec<_> = result.metrics.0.iter().map(|(n, _)| n.as_str()).collect();
-            return Err(Error::input(format!(
-                "train.metric_for_best_model is {name:?}, but this task yields {}",
-                names.join(", ")
-            )));
-        };
-        let so_far = state.best.as_ref().and_then(|b| b.metrics.get(name));
-        let best = value.is_finite()
-            && so_far.is_none_or(|b| if self.config.greater_is_better() { value > b } else { value < b });
-        self.emit(&Event::Eval {
-            split: "eval".into(),
-            step: state.step,
-            epoch: state.step as f64 / per_epoch as f64,
-            samples: result.samples,
-            seconds: result.seconds,
-            samples_per_second: result.samples as f64 / result.seconds,
-            metrics: result.metrics.clone(),
-            best,
-        })?;
-        if best {
+    /// Scores the eval sets, if there are any; keeps the model if it is the best so far and says whether it is.
+    fn evaluate(&mut self, state: &mut State, plan: &Plan) -> Result<bool> {
+        // The set that decides: the first, unless the metric names one.
+        let named = self.config.deciding().0.map(|set| format!("eval_{set}"));
+        let is_named = |set: &&EvalSet| named.as_ref().is_none_or(|name| set.name == *name);
+        let Some(decides) = self.eval.iter().find(is_named) else { return Ok(false) };
+        let epoch = plan.epochs(state.step);
+        let (mut scores, mut events) = (vec![], vec![]);
+        for set in self.eval {
+            let result = evaluate(self.model, set, self.config.eval_batch_size, None, self.reporter)?;
+            events.push(Event::eval(set, &result, state.step, epoch));
+            scores.push(SetScores { set: set.name.clone(), metrics: result.metrics, slices: result.slices });
+        }
+        let value = self.deciding_score(&scores, &decides.name)?;
+        let so_far = state.best.as_ref().map(|b| self.deciding_score(&b.sets, &decides.name)).transpose()?;
+        let gains = |b: f64| if self.config.greater_is_better() { value > b } else { value < b };
+        let is_best = value.is_finite() && so_far.is_none_or(gains);
+        for (mut event, set) in events.into_iter().zip(self.eval) {
+            if let Event::Eval { best, .. } = &mut event {
+                *best = is_best && set.name == decides.name;
+            }
+            self.emit(&event)?;
+        }
+        if is_best {
             self.save_model(state.step)?;
-            state.best = Some(Best { step: state.step, metrics: result.metrics.clone() });
+            state.best = Some(Best { step: state.step, sets: scores.clone() });
             state.evals_without_gain = 0;
         } else {
             state.evals_without_gain += 1;
         }
-        state.last_eval = Some(result.metrics);
-        Ok(best)
+        state.last_eval = scores;
+        Ok(is_best)
+    }
+
+    /// The score that decides which model is the best.
+    fn deciding_score(&self, scores: &[SetScores], set: &str) -> Result<f64> {
+        let name = self.config.deciding().1;
+        let Some(scores) = scores.iter().find(|s| s.set == set) else {
+            return Err(Error::input(format!("the checkpoint has no scores of the set {set:?}; use --overwrite")));
+        };
+        scores.metrics.get(name).ok_or_else(|| {
+            let names: Vec<_> = scores.metrics.0.iter().map(|(n, _)| n.as_str()).collect();
+            let names = names.join(", ");
+            Error::input(format!("train.metric_for_best_model is {name:?}, but this task yields {names}"))
+        })
     }
 
     fn save_model(&mut self, step: u64) -> Result<()> {
@@ -270,7 +261,7 @@ impl Trainer<'_> {
             Some(best) if best.step < state.step => self.model.reload(&Pretrained::open(&self.run.model())?),
             Some(_) => Ok(()),
             None => {
-                if self.eval.is_some() {
+                if !self.eval.is_empty() {
                     let message = "no evaluation gave a finite score; the last model is kept";
                     self.emit(&Event::Warning { message: message.into() })?;
                 }
@@ -286,16 +277,24 @@ impl Trainer<'_> {
     }
 }
 
-/// The metrics of `metrics.json` and the `done` event: `eval` of the best model (of the last one when none had a finite
-/// score), `test` when there is one.
-pub fn collect_metrics(state: &State, test: Option<&Metrics>) -> Result<serde_json::Value> {
-    let mut out = serde_json::Map::new();
-    let json = |m: &Metrics| serde_json::to_value(m).map_err(|e| Error::Failed(e.to_string()));
-    if let Some(eval) = state.best.as_ref().map(|b| &b.metrics).or(state.last_eval.as_ref()) {
-        out.insert("eval".into(), json(eval)?);
+/// The eval scores of the best model, or of the last one when none had a finite score.
+pub fn final_eval(state: &State) -> &[SetScores] {
+    state.best.as_ref().map_or(&state.last_eval, |best| &best.sets)
+}
+
+/// The metrics of `metrics.json` and the `done` event: an object a set, and behind them, under `slices`, those of the sets
+/// that have some.
+pub fn collect_metrics(scores: &[SetScores]) -> Result<serde_json::Value> {
+    let failed = |e: serde_json::Error| Error::Failed(e.to_string());
+    let (mut out, mut slices) = (serde_json::Map::new(), serde_json::Map::new());
+    for scores in scores {
+        out.insert(scores.set.clone(), serde_json::to_value(&scores.metrics).map_err(failed)?);
+        if let Some(of_set) = &scores.slices {
+            slices.insert(scores.set.clone(), serde_json::to_value(of_set).map_err(failed)?);
+        }
     }
-    if let Some(test) = test {
-        out.insert("test".into(), json(test)?);
+    if !slices.is_empty() {
+        out.insert("slices".into(), slices.into());
     }
     Ok(out.into())
 }

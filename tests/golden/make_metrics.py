@@ -16,6 +16,7 @@ import sklearn
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     confusion_matrix,
     f1_score,
     matthews_corrcoef,
@@ -25,6 +26,7 @@ from sklearn.metrics import (
     precision_score,
     r2_score,
     recall_score,
+    roc_auc_score,
 )
 
 warnings.filterwarnings("ignore")
@@ -62,6 +64,15 @@ def regression(name, truth, predicted):
     return dict(name=name, truth=t.tolist(), predicted=p.tolist(), metrics=metrics)
 
 
+def ranking(name, truth, scores):
+    """Scores of class 1, or of every class, in steps that make ties; both short in JSON and exact in f32."""
+    scores = np.asarray(scores, np.float32)
+    kind = dict(multi_class="ovr") if scores.ndim == 2 else {}
+    return dict(name=name, classes=scores.shape[1] if scores.ndim == 2 else 2, truth=list(map(int, truth)),
+                scores=scores.astype(np.float64).ravel().tolist(), roc_auc=float(roc_auc_score(truth, scores, **kind)),
+                average_precision=float(average_precision_score(truth, scores)))
+
+
 def noisy(rng, truth, classes, wrong):
     return np.where(rng.random(len(truth)) < wrong, rng.integers(0, classes, len(truth)), truth)
 
@@ -76,6 +87,7 @@ def main():
     absent = np.where(seven == 5, 6, seven)  # class 5 in neither
     x = rng.normal(size=40)
     ties = rng.integers(0, 6, 40) / 2
+    extra = np.random.default_rng(6)
     cases = dict(
         versions=dict(python=platform.python_version(), sklearn=sklearn.__version__, scipy=scipy.__version__),
         classification=[
@@ -93,6 +105,17 @@ def main():
             classification("three classes, one predicted", rng.integers(0, 3, 40), np.ones(40, int), 3),
             classification("single class", np.zeros(5, int), np.zeros(5, int), 1),
             classification("one row, wrong", [2], [0], 3),
+        ],
+        ranking=[
+            ranking("binary, ties", binary, np.clip(np.round(binary * 6 + extra.normal(size=40) * 5 + 8), 0, 16) / 16),
+            ranking("binary, few ties", binary, extra.integers(0, 4097, 40) / 4096),
+            ranking("binary, perfect", binary, binary),
+            ranking("binary, inverse", binary, 1 - binary),
+            ranking("binary, constant", binary, np.full(40, 0.5)),
+            ranking("two rows", [0, 1], [0.25, 0.125]),
+            ranking("seven classes", seven, np.stack([extra.multinomial(16, p) for p in
+                                                      np.eye(7)[seven] * 0.3 + 0.1]) / 16),
+            ranking("three classes, constant", [0, 1, 2, 1], np.full((4, 3), 1 / 3, np.float32)),
         ],
         regression=[
             regression("plain", x, 0.7 * x + rng.normal(size=40) * 0.5 + 0.1),

@@ -29,6 +29,7 @@ struct Layout {
     text: Vec<usize>,
     text_pair: Option<usize>,
     label: Option<usize>,
+    slice: Option<usize>,
     id: Option<usize>,
     width: usize,
 }
@@ -60,6 +61,7 @@ impl Delimited {
             text: self.options.joined(layout.text.iter().map(|&i| rows.field(i))),
             text_pair: layout.text_pair.map(|i| rows.field(i).to_owned()),
             label: layout.label.map(|i| rows.field(i).to_owned()),
+            slice: layout.slice.map(|i| rows.field(i).to_owned()),
             id: layout.id.map(|i| rows.field(i).into()),
         };
         Ok(Some(fields.at(row, rows.first_line, rows.lines.file())))
@@ -77,6 +79,7 @@ impl Layout {
             text: options.text.iter().map(|c| find(c, "text")).collect::<Result<_>>()?,
             text_pair: options.text_pair.as_ref().map(|c| find(c, "text_pair")).transpose()?,
             label: options.label.as_ref().map(|c| find(c, "label")).transpose()?,
+            slice: options.slice.as_ref().map(|c| find(c, "slice_by")).transpose()?,
             id: names.iter().position(|name| *name == "id").filter(|_| options.header),
             width: names.len(),
         })

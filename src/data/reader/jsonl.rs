@@ -16,6 +16,7 @@ pub(super) struct JsonLines {
     text: Vec<String>,
     text_pair: Option<String>,
     label: Option<String>,
+    slice: Option<String>,
 }
 
 impl JsonLines {
@@ -33,7 +34,8 @@ impl JsonLines {
         let text = options.text.iter().map(|c| key(c, "text")).collect::<Result<_>>()?;
         let text_pair = options.text_pair.as_ref().map(|c| key(c, "text_pair")).transpose()?;
         let label = options.label.as_ref().map(|c| key(c, "label")).transpose()?;
-        Ok(Self { lines, options: options.clone(), text, text_pair, label })
+        let slice = options.slice.as_ref().map(|c| key(c, "slice_by")).transpose()?;
+        Ok(Self { lines, options: options.clone(), text, text_pair, label, slice })
     }
 
     pub(super) fn read(&mut self, row: u64) -> Result<Option<Example>, Fault> {
@@ -54,10 +56,11 @@ impl JsonLines {
         let mut object = self.object()?;
         let text_pair = self.text_pair.as_ref().map(|k| self.string(&object, k, "text_pair")).transpose()?;
         let label = self.label.as_ref().map(|k| self.scalar(&object, k)).transpose()?;
+        let slice = self.slice.as_ref().map(|k| self.group(&object, k)).transpose()?;
         let texts = self.text.iter().map(|k| self.string(&object, k, "text")).collect::<Result<Vec<_>>>()?;
         let text = self.options.joined(texts.iter().map(|t| &**t));
         let text_pair = text_pair.map(str::to_owned);
-        Ok(Fields { text, text_pair, label, id: object.shift_remove("id") })
+        Ok(Fields { text, text_pair, label, slice, id: object.shift_remove("id") })
     }
 
     fn object(&self) -> Result<Map<String, Value>> {
@@ -88,6 +91,15 @@ impl JsonLines {
         match self.value(object, key, name)? {
             Value::String(s) => Ok(s),
             other => Err(self.lines.error(format!("\"{key}\" is {}, expected a string; fix the row", kind_of(other)))),
+        }
+    }
+
+    /// What rows are grouped by may be anything; what is not there is a group too.
+    fn group(&self, object: &Map<String, Value>, key: &str) -> Result<String> {
+        match self.value(object, key, "slice_by")? {
+            Value::String(s) => Ok(s.clone()),
+            Value::Number(n) => Ok(canonical(n)),
+            other => Ok(other.to_string()),
         }
     }
 

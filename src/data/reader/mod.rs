@@ -133,13 +133,14 @@ struct Fields {
     text: String,
     text_pair: Option<String>,
     label: Option<String>,
+    slice: Option<String>,
     id: Option<serde_json::Value>,
 }
 
 impl Fields {
     fn at(self, row: u64, line: u64, file: &Arc<Path>) -> Example {
-        let Self { text, text_pair, label, id } = self;
-        Example { text, text_pair, label, id, row, line, file: Arc::clone(file) }
+        let Self { text, text_pair, label, slice, id } = self;
+        Example { text, text_pair, label, slice, id, row, line, file: Arc::clone(file) }
     }
 }
 
@@ -369,7 +370,7 @@ fn read_text(lines: &mut Lines, row: u64) -> Result<Option<Example>, Fault> {
     if !lines.advance()? {
         return Ok(None);
     }
-    let fields = Fields { text: lines.text()?.to_owned(), text_pair: None, label: None, id: None };
+    let fields = Fields { text: lines.text()?.to_owned(), text_pair: None, label: None, slice: None, id: None };
     Ok(Some(fields.at(row, lines.number(), lines.file())))
 }
 

@@ -19,6 +19,8 @@ pub struct ReadOptions {
     pub text_pair: Option<Column>,
     /// `None`: no label is read, though the file may have some.
     pub label: Option<Column>,
+    /// A column that groups rows, read as text. `None`: none is read.
+    pub slice: Option<Column>,
     /// Whether the first row of csv and tsv names the columns. Without it columns are 0-based indices.
     pub header: bool,
     /// `None`: UTF-8. A byte order mark wins over both.
@@ -46,6 +48,7 @@ impl Default for ReadOptions {
             text: Column::Name("text".into()).into(),
             text_pair: None,
             label: None,
+            slice: None,
             header: true,
             encoding: None,
             delimiter: None,
@@ -103,6 +106,7 @@ impl Naming {
     /// The option itself: `data.text_pair` or `--text-pair`.
     pub(super) fn key(self, name: &str) -> String {
         match self {
+            Self::Config if name == "slice_by" => "eval.slice_by".into(),
             Self::Config => format!("data.{name}"),
             Self::Flags => format!("--{}", name.replace('_', "-")),
         }

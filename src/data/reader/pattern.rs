@@ -21,6 +21,7 @@ pub(super) struct PatternLines {
     text: Vec<usize>,
     text_pair: Option<usize>,
     label: Option<usize>,
+    slice: Option<usize>,
     id: Option<usize>,
 }
 
@@ -39,9 +40,10 @@ impl PatternLines {
         let text = options.text.iter().map(|c| group(c, "text")).collect::<Result<_>>()?;
         let text_pair = options.text_pair.as_ref().map(|c| group(c, "text_pair")).transpose()?;
         let label = options.label.as_ref().map(|c| group(c, "label")).transpose()?;
+        let slice = options.slice.as_ref().map(|c| group(c, "slice_by")).transpose()?;
         let id = pattern.capture_names().position(|group| group == Some("id"));
         let found = pattern.capture_locations();
-        Ok(Self { lines, found, options: options.clone(), text, text_pair, label, id, pattern })
+        Ok(Self { lines, found, options: options.clone(), text, text_pair, label, slice, id, pattern })
     }
 
     pub(super) fn read(&mut self, row: u64) -> Result<Option<Example>, Fault> {
@@ -66,6 +68,7 @@ impl PatternLines {
             text: self.options.joined(self.text.iter().map(|&i| group(i))),
             text_pair: self.text_pair.map(|i| group(i).to_owned()),
             label: self.label.map(|i| group(i).to_owned()),
+            slice: self.slice.map(|i| group(i).to_owned()),
             id: self.id.map(|i| group(i).into()),
         };
         Ok(Some(fields.at(row, number, &file)))

@@ -324,3 +324,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_column_to_group_by_is_read_as_text() {
+    let options = ReadOptions { slice: Some(Column::Name("source".into())), ..labelled() };
+    let read = |name: &str, text: &str| -> Result<Vec<Option<String>>, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        let rows = read_examples(&path, &options).map_err(|e| e.to_string())?;
+        Ok(rows.into_iter().map(|e| e.slice).collect())
+    };
+    let some = |values: &[&str]| Ok(values.iter().map(|v| Some(v.to_string())).collect::<Vec<_>>());
+    assert_eq!(read("a.csv", "source,text,label\n3,a,b\n,a,b\n"), some(&["3", ""]));
+    let lines = "{\"text\": \"a\", \"label\": 1, \"source\": 3.0}\n{\"text\": \"a\", \"label\": 1, \"source\": null}\n";
+    assert_eq!(read("a.jsonl", lines), some(&["3", "null"]));
+    let missing = read("a.csv", "sources,text,label\nx,a,b\n").unwrap_err();
+    assert!(missing.contains("\"source\"") && missing.contains("set eval.slice_by"), "{missing}");
+}

@@ -1,0 +1,145 @@
+//! `train.class_weights`: a weight a label in the loss, from a table or from how often each label occurs.
+
+use crate::data::{LabelMap, Targets, listed, shortened};
+use crate::error::{Error, Result};
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The value of `train.class_weights`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClassWeights {
+    /// rows / (labels · rows of the label), as scikit-learn's `compute_class_weight("balanced")`.
+    Balanced,
+    /// By label name; every label has one.
+    Table(BTreeMap<String, f64>),
+}
+
+impl Serialize for ClassWeights {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Balanced => s.serialize_str("balanced"),
+            Self::Table(table) => table.serialize(s),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ClassWeights {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Weights;
+        impl<'de> Visitor<'de> for Weights {
+            type Value = ClassWeights;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("\"balanced\" or a table of weights by label, such as { positive = 2.0, negative = 1.0 }")
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<ClassWeights, E> {
+                if v == "balanced" {
+                    Ok(ClassWeights::Balanced)
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Str(v), &self))
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ClassWeights, A::Error> {
+                BTreeMap::deserialize(de::value::MapAccessDeserializer::new(map)).map(ClassWeights::Table)
+            }
+        }
+        d.deserialize_any(Weights)
+    }
+}
+
+impl ClassWeights {
+    /// The weights in the order of `labels`, for training on `targets`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a name of the table is no label, a label has no weight or two, or, balanced, no row.
+    pub fn resolve(&self, labels: &[String], targets: &Targets) -> Result<Vec<f32>> {
+        match self {
+            Self::Balanced => balanced(labels, targets),
+            Self::Table(table) => by_name(table, labels),
+        }
+    }
+}
+
+fn wrong(message: String) -> Error {
+    Error::input(format!("train.class_weights {message}"))
+}
+
+fn balanced(labels: &[String], targets: &Targets) -> Result<Vec<f32>> {
+    let Targets::Class(classes) = targets else { return Err(Error::Failed("the rows have no classes".into())) };
+    let mut counts = vec![0u64; labels.len()];
+    classes.iter().for_each(|&c| counts[c as usize] += 1);
+    if let Some(i) = counts.iter().position(|&n| n == 0) {
+        let label = shortened(&labels[i]);
+        return Err(wrong(format!(
+            "is \"balanced\", but no training row has the label \"{label}\"; remove it from data.labels, or give a table of weights"
+        )));
+    }
+    let share = classes.len() as f64 / labels.len() as f64;
+    Ok(counts.iter().map(|&n| (share / n as f64) as f32).collect())
+}
+
+fn by_name(table: &BTreeMap<String, f64>, labels: &[String]) -> Result<Vec<f32>> {
+    let map = LabelMap::new(labels.to_vec())?;
+    let mut weights = vec![None; labels.len()];
+    for (name, &weight) in table {
+        let Some(i) = map.index(name) else {
+            let names = labels.iter().map(String::as_str);
+            let hint = crate::data::did_you_mean(name, names.clone());
+            return Err(wrong(format!(
+                "has \"{}\", which is not one of {}{hint}; fix the name",
+                shortened(name),
+                listed(names)
+            )));
+        };
+        if weights[i].replace(weight as f32).is_some() {
+            return Err(wrong(format!("has two weights for the label \"{}\"; give one", shortened(&labels[i]))));
+        }
+    }
+    let missing: Vec<&str> =
+        labels.iter().zip(&weights).filter(|(_, w)| w.is_none()).map(|(label, _)| label.as_str()).collect();
+    if !missing.is_empty() {
+        let message = format!("has no weight for {}; every label needs one", listed(missing.into_iter()));
+        return Err(wrong(message));
+    }
+    Ok(weights.into_iter().flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels() -> Vec<String> {
+        ["bad", "good", "1"].map(String::from).to_vec()
+    }
+
+    fn table(pairs: &[(&str, f64)]) -> ClassWeights {
+        ClassWeights::Table(pairs.iter().map(|(n, w)| (n.to_string(), *w)).collect())
+    }
+
+    #[test]
+    fn balanced_weights_are_scikit_learns() {
+        // compute_class_weight("balanced", classes=[0, 1, 2], y=[0, 0, 0, 1, 1, 2])
+        let targets = Targets::Class(vec![0, 0, 0, 1, 1, 2]);
+        assert_eq!(ClassWeights::Balanced.resolve(&labels(), &targets).unwrap(), [6.0 / 9.0, 1.0, 2.0]);
+        let none = ClassWeights::Balanced.resolve(&labels(), &Targets::Class(vec![0, 2])).unwrap_err();
+        assert!(none.to_string().contains("no training row has the label \"good\""), "{none}");
+        assert_eq!(none.exit_code(), 2);
+    }
+
+    #[test]
+    fn a_table_names_every_label_once() {
+        let resolve =
+            |pairs: &[(&str, f64)]| table(pairs).resolve(&labels(), &Targets::None).map_err(|e| e.to_string());
+        assert_eq!(resolve(&[("good", 2.0), ("1.0", 3.0), ("bad", 0.5)]), Ok(vec![0.5, 2.0, 3.0]));
+        let unknown = resolve(&[("goood", 2.0)]).unwrap_err();
+        assert_eq!(
+            unknown,
+            "train.class_weights has \"goood\", which is not one of [bad, good, 1] (did you mean \"good\"?); fix the name"
+        );
+        let missing = resolve(&[("good", 2.0)]).unwrap_err();
+        assert_eq!(missing, "train.class_weights has no weight for [bad, 1]; every label needs one");
+        let twice = resolve(&[("1", 1.0), ("1.0", 2.0), ("bad", 1.0), ("good", 1.0)]).unwrap_err();
+        assert!(twice.contains("two weights for the label \"1\""), "{twice}");
+    }
+}
