@@ -1,5 +1,6 @@
 //! What a training run needs before its first step, checked as far as it can be: files, columns, labels, lengths, model.
 
+use crate::check;
 use crate::config::RunConfig;
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::{
@@ -19,6 +20,10 @@ pub struct Prepared {
     pub train: Dataset,
     pub eval: Option<Dataset>,
     pub test: Option<Dataset>,
+    /// Ids of the tokens around every row.
+    special: Vec<u32>,
+    /// Id of the unknown token.
+    unknown: Option<u32>,
 }
 
 impl Prepared {
@@ -68,7 +73,17 @@ impl Prepared {
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
         check_metric(&task, &config.train.metric_for_best_model)?;
-        Ok(Self { pretrained, task, train, eval, test })
+        let (special, unknown) = (tokenizer.special_ids(), tokenizer.unknown_id());
+        Ok(Self { pretrained, task, train, eval, test, special, unknown })
+    }
+
+    /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
+    pub fn warnings(&self, config: &Path) -> Vec<Event> {
+        let splits: Vec<_> = self.splits().collect();
+        let found = check::brief(&splits, &self.task.labels, &self.special, self.unknown);
+        let hint = format!("bertft check --config {} lists the rows", config.display());
+        let hint = (!found.is_empty()).then_some(hint);
+        found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()
     }
 
     /// The splits that there are, by name.
@@ -104,7 +119,7 @@ pub fn family(task: &Task) -> Family {
 }
 
 /// Some metrics are there for two classes only, which the data decide.
-fn check_metric(task: &Task, metric: &str) -> Result<()> {
+pub fn check_metric(task: &Task, metric: &str) -> Result<()> {
     let names = names(family(task));
     if names.contains(&metric) {
         return Ok(());

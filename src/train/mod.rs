@@ -6,4 +6,5 @@ pub mod log;
 pub mod memory;
 pub mod run_dir;
 pub mod step;
+pub mod timing;
 pub mod trainer;
