@@ -4,7 +4,7 @@
 use super::exact::exact;
 use super::findings::{
     IMBALANCE, IMBALANCE_FIX, TRUNCATED_SHARE, UNKNOWN_FIX, UNKNOWN_SHARE, VALUE_TOLERANCE, imbalance, listed_names,
-    rows, share,
+    share, with_share,
 };
 use crate::data::{Dataset, Targets};
 use rayon::prelude::*;
@@ -13,15 +13,15 @@ use rayon::prelude::*;
 const REPEATED_SHARE: f64 = 0.01;
 
 /// What is wrong with the splits, `train` first, as a sentence each with its fix; empty when all is fine. `labels` are the
-/// classes by id, `special` the tokens around every row, `unknown` the unknown token.
-pub fn brief(splits: &[(&str, &Dataset)], labels: &[String], special: &[u32], unknown: Option<u32>) -> Vec<String> {
+/// classes by id, `frame` the number of special tokens of a row, `unknown` the unknown token.
+pub fn brief(splits: &[(&str, &Dataset)], labels: &[String], frame: usize, unknown: Option<u32>) -> Vec<String> {
     let Some((_, train)) = splits.first() else { return vec![] };
     let counts: Vec<Vec<usize>> = splits.iter().map(|(_, data)| counts(&data.targets, labels.len())).collect();
     let mut found = missing(splits, labels, &counts);
     found.extend(same_rows(splits, train));
     for (name, data) in splits {
         found.extend(truncation(name, data));
-        found.extend(unknown.and_then(|unknown| unknown_tokens(name, data, special, unknown)));
+        found.extend(unknown.and_then(|unknown| unknown_tokens(name, data, frame, unknown)));
     }
     let of_train: Vec<(String, usize)> = labels.iter().cloned().zip(counts[0].iter().copied()).collect();
     let present = of_train.iter().map(|(_, n)| *n).filter(|n| *n > 0);
@@ -86,25 +86,20 @@ fn same_rows(splits: &[(&str, &Dataset)], train: &Dataset) -> Vec<String> {
     for (split, (name, data)) in splits.iter().enumerate().skip(1) {
         let leaks = same.leaks.iter().filter(|leak| locate(leak.0).0 == split).count();
         if leaks > 0 {
-            let share = share(leaks, data.len());
-            found.push(format!("{} of {name} ({share}) are in train too; drop them from one of the two", rows(leaks)));
+            let leaks = with_share(leaks, data.len());
+            found.push(format!("rows of {name} that are in train too: {leaks}; drop them from one of the two"));
         }
     }
     if !same.conflicts.is_empty() {
         let what = if matches!(train.targets, Targets::Class(_)) { "labels" } else { "numbers" };
         let touched: usize = same.conflicts.iter().map(|c| c.rows).sum();
-        found.push(format!(
-            "{} have the text of others and different {what}; fix or drop the wrong ones",
-            rows(touched)
-        ));
+        found.push(format!("rows with the text of others and different {what}: {touched}; fix or drop the wrong ones"));
     }
     let repeats = same.repeats.iter().filter(|r| locate(r.0).0 == 0).count();
     if repeats as f64 > REPEATED_SHARE * train.len() as f64 {
-        let share = share(repeats, train.len());
-        found.push(format!(
-            "{} of train ({share}) repeat others; drop them unless they are meant to count more",
-            rows(repeats)
-        ));
+        let repeats = with_share(repeats, train.len());
+        found
+            .push(format!("rows of train that equal others: {repeats}; drop them unless they are meant to count more"));
     }
     found
 }
@@ -134,19 +129,16 @@ fn row_hash(ids: &[u32], type_ids: &[u8]) -> u64 {
 
 fn truncation(name: &str, data: &Dataset) -> Option<String> {
     let cut = data.tokens.truncated.iter().filter(|cut| **cut).count();
-    let share_of = share(cut, data.len());
     (cut as f64 > TRUNCATED_SHARE * data.len() as f64).then(|| {
-        format!(
-            "{} of {name} ({share_of}) are longer than data.max_length and lose text; raise it if that text matters",
-            rows(cut)
-        )
+        let cut = with_share(cut, data.len());
+        format!("rows of {name} that are longer than data.max_length: {cut}; raise it if what they lose matters")
     })
 }
 
-fn unknown_tokens(name: &str, data: &Dataset, special: &[u32], unknown: u32) -> Option<String> {
+fn unknown_tokens(name: &str, data: &Dataset, frame: usize, unknown: u32) -> Option<String> {
     let ids = &data.tokens.ids;
     let count = ids.par_chunks(1 << 16).map(|ids| ids.iter().filter(|&&id| id == unknown).count()).sum::<usize>();
-    let words = ids.len().saturating_sub(data.len() * special.len());
+    let words = ids.len().saturating_sub(data.len() * frame);
     let found = count as f64 > UNKNOWN_SHARE * words as f64;
     found.then(|| format!("{} of the tokens of {name} are unknown; {UNKNOWN_FIX}", share(count, words)))
 }
@@ -171,7 +163,7 @@ mod tests {
     }
 
     fn found(splits: &[(&str, &Dataset)]) -> Vec<String> {
-        brief(splits, &["no".into(), "yes".into()], &[101, 102], Some(100))
+        brief(splits, &["no".into(), "yes".into()], 2, Some(100))
     }
 
     #[test]
@@ -193,12 +185,12 @@ mod tests {
         let found = found(&[("train", &train), ("eval", &eval)]);
         let parts = [
             "train has labels that eval has not (yes); add rows with them to eval",
-            "1 row of eval (50.0 %) are in train too",
-            "3 rows have the text of others and different labels",
-            "2 rows of train (8.0 %) repeat others",
-            "1 row of train (4.0 %) are longer than data.max_length",
+            "rows of eval that are in train too: 1 (50.0 %)",
+            "rows with the text of others and different labels: 3",
+            "rows of train that equal others: 2 (8.0 %)",
+            "rows of train that are longer than data.max_length: 1 (4.0 %)",
             "2.1 % of the tokens of train are unknown",
-            "train: the largest class is 24.0 times the smallest: no (24 rows), yes (1 rows)",
+            "train: the largest class is 24.0 times the smallest: no: 24, yes: 1",
         ];
         assert_eq!(found.len(), parts.len(), "{found:#?}");
         for (found, part) in found.iter().zip(parts) {

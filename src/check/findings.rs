@@ -321,7 +321,7 @@ impl<'a> View<'a> {
         } else {
             "different labels".into()
         };
-        let message = format!("{} in {rows} rows have {what}", counted(texts, "text", "texts"));
+        let message = format!("texts with {what}: {texts}, in {rows} rows");
         let fix = "decide which label is right and fix or drop the other rows";
         let mut finding = self.finding(Name::Conflicts, None, texts, message, fix);
         finding.examples = (exact.conflicts.iter().take(self.options.examples))
@@ -336,7 +336,7 @@ impl<'a> View<'a> {
     fn duplicates(&self, split: usize, exact: &Exact) -> Option<Finding> {
         let mine: Vec<_> = exact.repeats.iter().filter(|r| usize::from(self.split_of(r.0)) == split).collect();
         let total = self.scan.splits[split].len();
-        let message = format!("{} ({}) repeat an earlier row", rows(mine.len()), share(mine.len(), total));
+        let message = format!("rows that equal an earlier row: {}", with_share(mine.len(), total));
         let fix = if split == 0 {
             "drop them, or keep them if they are meant to count more"
         } else {
@@ -352,9 +352,8 @@ impl<'a> View<'a> {
         let total = self.scan.splits[split].len();
         let threshold = self.options.near.unwrap_or(1.0);
         let message = format!(
-            "{} ({}) nearly repeat another row (Jaccard similarity of {threshold} or more)",
-            rows(mine.len()),
-            share(mine.len(), total)
+            "rows that nearly equal another row (Jaccard similarity of {threshold} or more): {}",
+            with_share(mine.len(), total)
         );
         let fix = "look at some; drop what only repeats, or split the data so that alike rows stay together";
         let mut finding = self.finding(Name::NearDuplicates, Some(split), mine.len(), message, fix);
@@ -371,9 +370,8 @@ impl<'a> View<'a> {
         let name = self.scan.splits[split].name;
         let total = self.scan.splits[split].len();
         let message = format!(
-            "{} ({}) are in train too: {} equal, {} nearly equal; scores on {name} will be too good",
-            rows(count),
-            share(count, total),
+            "rows that are in train too: {}, of which {} equal and {} nearly equal; scores on {name} will be too good",
+            with_share(count, total),
             equal.len(),
             alike.len()
         );
@@ -393,7 +391,7 @@ impl<'a> View<'a> {
     /// A finding about rows, unless there are none.
     fn about(&self, name: Name, split: usize, found: &[usize], what: &str, fix: &str) -> Option<Finding> {
         let total = self.scan.splits[split].len();
-        let message = format!("{} ({}) {what}", rows(found.len()), share(found.len(), total));
+        let message = format!("rows {what}: {}", with_share(found.len(), total));
         let mut finding = self.finding(name, Some(split), found.len(), message, fix);
         finding.examples = found.iter().take(self.options.examples).map(|&row| self.listed(split, row)).collect();
         (!found.is_empty()).then_some(finding)
@@ -413,8 +411,8 @@ impl<'a> View<'a> {
             Label::Value(_) => false,
         });
         let what = match self.scan.classes.is_empty() {
-            true => "have no finite number as label; training will refuse them",
-            false => "have an empty label, or one that data.labels does not list; training will refuse them",
+            true => "without a finite number as label, which training refuses",
+            false => "with an empty label, or one that data.labels does not list, which training refuses",
         };
         self.about(Name::BadLabels, split, &found, what, "fix the labels or drop the rows")
     }
@@ -482,7 +480,7 @@ impl<'a> View<'a> {
             } else {
                 "fill in the text or drop the rows".into()
             };
-            found.extend(self.about(Name::Empty, split, &rows, &format!("have no text in the column {key}"), &fix));
+            found.extend(self.about(Name::Empty, split, &rows, &format!("without text in the column {key}"), &fix));
             if constant && total > 1 && rows.len() < total {
                 let message = format!("all {total} rows have the same text in the column {key}");
                 let fix = format!("set {key} to the column with the text");
@@ -505,7 +503,7 @@ impl<'a> View<'a> {
             return None;
         }
         let what = format!(
-            "are longer than data.max_length = {} and lose {} tokens ({} of all)",
+            "longer than data.max_length = {}, which lose {} tokens ({} of all)",
             cut.max_length,
             cut.tokens,
             percent(cut.token_share)
@@ -527,7 +525,7 @@ impl<'a> View<'a> {
         }
         let found = self.rows_where(split, |row| this.unknown[row] > 0);
         let what = format!(
-            "hold {} unknown tokens, {} of all: the model cannot tell them apart",
+            "with {} unknown tokens ({} of all), which the model cannot tell apart",
             unknown.tokens,
             percent(unknown.share)
         );
@@ -542,7 +540,7 @@ impl<'a> View<'a> {
         let marks = &self.scan.splits[split].marks;
         let mojibake = self.rows_where(split, |row| marks[row].mojibake);
         let html = self.rows_where(split, |row| marks[row].html);
-        let encoding = "look as if they had been read in a wrong encoding";
+        let encoding = "that look as if they had been read in a wrong encoding";
         let fix = "write the file anew from its source in the right encoding";
         let found = [
             self.about(Name::Mojibake, split, &mojibake, encoding, fix),
@@ -550,7 +548,7 @@ impl<'a> View<'a> {
                 Name::Html,
                 split,
                 &html,
-                "hold HTML entities or tags",
+                "with HTML entities or tags",
                 "unescape entities and remove tags, in all splits alike",
             ),
         ];
@@ -603,8 +601,7 @@ pub(super) fn truncation_fix(keeps_99_percent: u32) -> String {
 pub(super) fn imbalance(counts: &[(String, usize)]) -> String {
     let most = counts.iter().max_by_key(|(_, n)| *n);
     let least = counts.iter().filter(|(_, n)| *n > 0).min_by_key(|(_, n)| *n);
-    let of =
-        |end: Option<&(String, usize)>| end.map_or_else(String::new, |(name, n)| format!("{} ({n} rows)", short(name)));
+    let of = |end: Option<&(String, usize)>| end.map_or_else(String::new, |(name, n)| format!("{}: {n}", short(name)));
     let ratio = most.zip(least).map_or(1.0, |(m, l)| m.1 as f64 / l.1 as f64);
     format!("the largest class is {ratio:.1} times the smallest: {}, {}", of(most), of(least))
 }
@@ -613,8 +610,9 @@ fn counted(n: usize, one: &str, more: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { more })
 }
 
-pub(super) fn rows(n: usize) -> String {
-    counted(n, "row", "rows")
+/// `12 (0.5 %)`
+pub(super) fn with_share(n: usize, total: usize) -> String {
+    format!("{n} ({})", share(n, total))
 }
 
 fn labels_word(n: usize) -> String {

@@ -156,16 +156,6 @@ impl Scan {
         counts
     }
 
-    /// Whether training would accept every label.
-    pub fn labels_are_sound(&self) -> bool {
-        let is_sound = |&label: &Label| match label {
-            Label::Name(_) => self.class(label).is_some(),
-            Label::Value(_) => true,
-            Label::Unusable => false,
-        };
-        self.splits.iter().all(|split| split.labels.iter().all(is_sound))
-    }
-
     fn targets(&self, split: &Split) -> Targets {
         if self.classes.is_empty() {
             let value = |label: &Label| if let Label::Value(v) = label { *v } else { 0.0 };

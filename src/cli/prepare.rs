@@ -20,8 +20,8 @@ pub struct Prepared {
     pub train: Dataset,
     pub eval: Option<Dataset>,
     pub test: Option<Dataset>,
-    /// Ids of the tokens around every row.
-    special: Vec<u32>,
+    /// Special tokens of a row.
+    frame: usize,
     /// Id of the unknown token.
     unknown: Option<u32>,
 }
@@ -73,14 +73,14 @@ impl Prepared {
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
         check_metric(&task, &config.train.metric_for_best_model)?;
-        let (special, unknown) = (tokenizer.special_ids(), tokenizer.unknown_id());
-        Ok(Self { pretrained, task, train, eval, test, special, unknown })
+        let (frame, unknown) = (tokenizer.special_tokens_count(data.text_pair.is_some()), tokenizer.unknown_id());
+        Ok(Self { pretrained, task, train, eval, test, frame, unknown })
     }
 
     /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
     pub fn warnings(&self, config: &Path) -> Vec<Event> {
         let splits: Vec<_> = self.splits().collect();
-        let found = check::brief(&splits, &self.task.labels, &self.special, self.unknown);
+        let found = check::brief(&splits, &self.task.labels, self.frame, self.unknown);
         let hint = format!("bertft check --config {} lists the rows", config.display());
         let hint = (!found.is_empty()).then_some(hint);
         found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()

@@ -110,7 +110,12 @@ impl Report {
     fn example(&self, listed: &Listed) -> String {
         let mut place = listed.at.to_string();
         if let Some(other) = &listed.other {
-            let other = if other.file == listed.at.file { format!("line {}", other.line) } else { other.to_string() };
+            let name = other.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+            let other = match &listed.at.file {
+                file if *file == other.file => format!("line {}", other.line),
+                file if file.parent() == other.file.parent() => format!("{name}:{}", other.line),
+                _ => other.to_string(),
+            };
             place += &match listed.similarity {
                 Some(similarity) => format!(" ~ {other} ({similarity:.2})"),
                 None => format!(" = {other}"),
