@@ -91,11 +91,11 @@ fn findings_name_their_rows_and_gates_end_with_3() {
     let (code, out, err) = run(dir.path(), &check);
     assert_eq!((code, err.as_str()), (0, ""));
     for part in [
-        "leakage in test: rows that are in train too: 1 (14.3 %), of which 1 equal and 0 nearly equal",
+        "leakage in test: 1 row (14.3 %) also in train, 1 equal and 0 nearly equal: scores on test",
         "  test.csv:8 = train.csv:3\n      dull, boring and far too long so south",
-        "conflicts: texts with different labels: 1, in 2 rows",
+        "conflicts: 1 text with different labels, in 2 rows",
         "  train.csv:2 = line 26  [good | bad]",
-        "duplicates in train: rows that equal an earlier row: 1 (4.0 %)",
+        "duplicates in train: 1 row (4.0 %) equal to an earlier row",
         "\n  fix: ",
     ] {
         assert!(out.contains(part), "no {part:?} in {out}");
@@ -168,9 +168,9 @@ fn training_says_in_short_what_is_wrong() {
     assert_eq!(
         warnings,
         [
-            "warning: rows of test that are in train too: 1 (14.3 %); drop them from one of the two",
-            "warning: rows with the text of others and different labels: 2; fix or drop the wrong ones",
-            "warning: rows of train that equal others: 1 (4.0 %); drop them unless they are meant to count more",
+            "warning: test: 1 row (14.3 %) also in train; drop them from one of the two",
+            "warning: 2 rows with the text of others and different labels; fix or drop the wrong ones",
+            "warning: train: 1 row (4.0 %) equal to others; drop them unless they are meant to count more",
             "warning: bertft check --config cls.toml lists the rows",
         ]
     );

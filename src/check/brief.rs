@@ -4,7 +4,7 @@
 use super::exact::exact;
 use super::findings::{
     IMBALANCE, IMBALANCE_FIX, TRUNCATED_SHARE, UNKNOWN_FIX, UNKNOWN_SHARE, VALUE_TOLERANCE, imbalance, listed_names,
-    share, with_share,
+    rows_of, share,
 };
 use crate::data::{Dataset, Targets};
 use rayon::prelude::*;
@@ -86,20 +86,19 @@ fn same_rows(splits: &[(&str, &Dataset)], train: &Dataset) -> Vec<String> {
     for (split, (name, data)) in splits.iter().enumerate().skip(1) {
         let leaks = same.leaks.iter().filter(|leak| locate(leak.0).0 == split).count();
         if leaks > 0 {
-            let leaks = with_share(leaks, data.len());
-            found.push(format!("rows of {name} that are in train too: {leaks}; drop them from one of the two"));
+            let leaks = rows_of(leaks, data.len());
+            found.push(format!("{name}: {leaks} also in train; drop them from one of the two"));
         }
     }
     if !same.conflicts.is_empty() {
         let what = if matches!(train.targets, Targets::Class(_)) { "labels" } else { "numbers" };
         let touched: usize = same.conflicts.iter().map(|c| c.rows).sum();
-        found.push(format!("rows with the text of others and different {what}: {touched}; fix or drop the wrong ones"));
+        found.push(format!("{touched} rows with the text of others and different {what}; fix or drop the wrong ones"));
     }
     let repeats = same.repeats.iter().filter(|r| locate(r.0).0 == 0).count();
     if repeats as f64 > REPEATED_SHARE * train.len() as f64 {
-        let repeats = with_share(repeats, train.len());
-        found
-            .push(format!("rows of train that equal others: {repeats}; drop them unless they are meant to count more"));
+        let repeats = rows_of(repeats, train.len());
+        found.push(format!("train: {repeats} equal to others; drop them unless they are meant to count more"));
     }
     found
 }
@@ -130,8 +129,8 @@ fn row_hash(ids: &[u32], type_ids: &[u8]) -> u64 {
 fn truncation(name: &str, data: &Dataset) -> Option<String> {
     let cut = data.tokens.truncated.iter().filter(|cut| **cut).count();
     (cut as f64 > TRUNCATED_SHARE * data.len() as f64).then(|| {
-        let cut = with_share(cut, data.len());
-        format!("rows of {name} that are longer than data.max_length: {cut}; raise it if what they lose matters")
+        let cut = rows_of(cut, data.len());
+        format!("{name}: {cut} longer than data.max_length; raise it if what they lose matters")
     })
 }
 
@@ -140,7 +139,7 @@ fn unknown_tokens(name: &str, data: &Dataset, frame: usize, unknown: u32) -> Opt
     let count = ids.par_chunks(1 << 16).map(|ids| ids.iter().filter(|&&id| id == unknown).count()).sum::<usize>();
     let words = ids.len().saturating_sub(data.len() * frame);
     let found = count as f64 > UNKNOWN_SHARE * words as f64;
-    found.then(|| format!("{} of the tokens of {name} are unknown; {UNKNOWN_FIX}", share(count, words)))
+    found.then(|| format!("{name}: {} of the tokens are unknown; {UNKNOWN_FIX}", share(count, words)))
 }
 
 #[cfg(test)]
@@ -185,11 +184,11 @@ mod tests {
         let found = found(&[("train", &train), ("eval", &eval)]);
         let parts = [
             "train has labels that eval has not (yes); add rows with them to eval",
-            "rows of eval that are in train too: 1 (50.0 %)",
-            "rows with the text of others and different labels: 3",
-            "rows of train that equal others: 2 (8.0 %)",
-            "rows of train that are longer than data.max_length: 1 (4.0 %)",
-            "2.1 % of the tokens of train are unknown",
+            "eval: 1 row (50.0 %) also in train",
+            "3 rows with the text of others and different labels",
+            "train: 2 rows (8.0 %) equal to others",
+            "train: 1 row (4.0 %) longer than data.max_length",
+            "train: 2.1 % of the tokens are unknown",
             "train: the largest class is 24.0 times the smallest: no: 24, yes: 1",
         ];
         assert_eq!(found.len(), parts.len(), "{found:#?}");

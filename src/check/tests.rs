@@ -1,6 +1,6 @@
 //! Data sets with planted faults: each is found with exactly the rows that were planted, and a sound set gives nothing.
 
-use super::findings::{Options, excerpts};
+use super::findings::Options;
 use super::*;
 use crate::data::Tokenizer;
 use crate::data::config::{Column, DataConfig, EvalSource, TaskKind};
@@ -104,7 +104,7 @@ fn scan(config: &DataConfig, task: TaskKind) -> (Scan, Vec<Measures>, Vec<Findin
     let tokenizer = Tokenizer::load(MODEL).unwrap();
     let scan = Scan::new(config, task, &tokenizer, None, 42).unwrap();
     let measures: Vec<_> = (0..scan.splits.len()).map(|i| Measures::new(&scan, i, config.max_length)).collect();
-    let mut findings = find(&scan, &measures, Options { near: Some(0.8), examples: 5 });
+    let mut findings = find(&scan, &measures, Options { near: Some(0.8), examples: 5, positions: 512 });
     excerpts(&mut findings, config, &tokenizer);
     (scan, measures, findings)
 }
@@ -157,8 +157,8 @@ fn near_can_be_switched_off() {
     *data.text(0, 30) = sentence(3) + " indeed";
     let (scan, measures, found) = data.scan();
     assert_eq!(found.len(), 1);
-    assert_eq!(find(&scan, &measures, Options { near: None, examples: 5 }), []);
-    let listed = &find(&scan, &measures, Options { near: Some(0.8), examples: 0 })[0];
+    assert_eq!(find(&scan, &measures, Options { near: None, examples: 5, positions: 512 }), []);
+    let listed = &find(&scan, &measures, Options { near: Some(0.8), examples: 0, positions: 512 })[0];
     assert_eq!((listed.count, listed.examples.len()), (1, 0));
 }
 
@@ -215,7 +215,7 @@ fn damaged_text_is_told() {
     let (.., found) = data.scan();
     assert_eq!(found[0].examples[0].detail.as_deref(), Some("\"Ã©\""));
     assert_eq!(found[1].examples[0].detail.as_deref(), Some("&amp;"));
-    assert!(found[0].examples[0].text.as_ref().unwrap().ends_with(" cafÃ©"));
+    assert!(found[0].examples[0].texts[0].ends_with(" cafÃ©"));
 }
 
 #[test]

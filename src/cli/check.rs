@@ -5,9 +5,9 @@ mod report;
 use super::Globals;
 use super::prepare::{check_max_length, check_metric};
 use super::ui::Ui;
-use crate::check::findings::{self, Options};
+use crate::check::findings::Options;
 use crate::check::scan::Split;
-use crate::check::{Finding, Measures, Name, Scan, find};
+use crate::check::{Finding, Measures, Name, Scan, excerpts, find};
 use crate::config::RunConfig;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
@@ -48,8 +48,8 @@ use std::time::Duration;
 
 Equal means: after Unicode normalisation (NFC), without regard to case and to the amount of white space. Nearly equal
 means: the sets of words and of neighbouring words, as the model's tokens and cut at data.max_length, have a Jaccard
-similarity of --near or more. Candidates are found by MinHash, which misses less than 0.5 % of the pairs, and compared
-exactly. A text of a pair counts together with the other.
+similarity of --near or more. Candidates are found by MinHash, which misses less than 0.5 % of the pairs (more in a
+template's hundreds of variants, which are not all compared with each other), and compared exactly. A text of a pair counts together with the other.
 
 Examples:
   Look before a long run:
@@ -114,8 +114,8 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     };
     let measures: Vec<Measures> =
         (0..scan.splits.len()).map(|split| Measures::new(&scan, split, config.data.max_length)).collect();
-    let mut findings = find(&scan, &measures, Options { near, examples: args.examples });
-    findings::excerpts(&mut findings, &config.data, &tokenizer);
+    let mut findings = find(&scan, &measures, Options { near, examples: args.examples, positions: shape.positions });
+    excerpts(&mut findings, &config.data, &tokenizer);
     if ui.is_json() {
         ui.out_json(&json!({
             "event": "check",

@@ -125,8 +125,10 @@ impl Report {
             place += &format!("  [{detail}]");
         }
         let mut out = format!("  {}\n", cut(&place, self.width - 2));
-        for text in [&listed.text, &listed.other_text].into_iter().flatten() {
-            out += &format!("      {}\n", cut(text, self.width - 6));
+        for texts in [&listed.texts, &listed.other_texts] {
+            if !texts.is_empty() {
+                out += &format!("      {}\n", beside(texts, self.width - 6));
+            }
         }
         out
     }
@@ -220,6 +222,15 @@ fn estimates(memory: &Memory, timing: &Timing, measures: &[Measures]) -> String 
         timing.timed_steps
     );
     out
+}
+
+/// One text, or two with a bar between, in so many columns; of two that are too long each gets half, or what the other leaves.
+fn beside(texts: &[String], columns: usize) -> String {
+    let [first, second] = texts else { return cut(&texts.concat(), columns) };
+    let room = columns - 3;
+    let half = room / 2;
+    let left = first.width().min(half.max(room.saturating_sub(second.width())));
+    format!("{} | {}", cut(first, left), cut(second, room - left))
 }
 
 /// The text in so many columns, cut if it must be.
