@@ -142,8 +142,8 @@ impl<'a> View<'a> {
         let splits: Vec<u8> = rows.iter().map(|&row| self.split_of(row)).collect();
         let set = |i: usize| {
             let (split, row) = self.locate(rows[i]);
-            let tokens = &self.scan.splits[split].data.tokens;
-            shingles(tokens.row(row), tokens.type_ids_of(row), &self.scan.special)
+            let split = &self.scan.splits[split];
+            shingles(split.words(row), split.data.tokens.type_ids_of(row), &self.scan.special)
         };
         let mut near = near(&splits, &set, threshold);
         for edge in near.within.iter_mut().chain(&mut near.leaks) {

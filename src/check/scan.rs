@@ -7,6 +7,7 @@ use crate::data::labels::value_targets;
 use crate::data::tokenize::Tokenizer;
 use crate::data::{Dataset, Example, LabelMap, ReadOptions, Reader, Targets, Tokens, split_fraction};
 use crate::error::{Error, Result};
+use crate::rng::splitmix;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,9 @@ pub struct Split {
     pub lengths: Vec<u32>,
     /// How many of them are the unknown token.
     pub unknown: Vec<u32>,
+    /// For rows with unknown tokens, their tokens with a hash of each unknown word in its place: rows that differ in such words
+    /// alone are the same to the model, and yet no duplicates.
+    told_apart: HashMap<u32, Box<[u32]>>,
     /// See [`text::key`]; `None` for a row without text.
     pub keys: Vec<Option<u128>>,
     pub labels: Vec<Label>,
@@ -256,6 +260,7 @@ impl Split {
             data: Dataset { tokens, targets: Targets::None, lines: vec![], file },
             lengths: vec![],
             unknown: vec![],
+            told_apart: HashMap::new(),
             keys: vec![],
             labels: vec![],
             marks: vec![],
@@ -276,6 +281,14 @@ impl Split {
             let ids = if cut.truncated[row] { whole.next().unwrap_or_default() } else { cut.row(row) };
             self.lengths.push(ids.len() as u32);
             self.unknown.push(ids.iter().filter(|&&id| Some(id) == unknown).count() as u32);
+        }
+        let first_row = self.data.len() as u32;
+        if let Some(unknown) = unknown {
+            let apart = (0..cut.len()).into_par_iter().filter(|&row| cut.row(row).contains(&unknown));
+            let apart = apart.map(|row| {
+                (first_row + row as u32, tell_apart(&rows[row], cut.row(row), cut.type_ids_of(row), unknown, tokenizer))
+            });
+            self.told_apart.par_extend(apart);
         }
         let tokens = &mut self.data.tokens;
         let start = tokens.ids.len();
@@ -311,6 +324,11 @@ impl Split {
         self.data.is_empty()
     }
 
+    /// The tokens of a row, unknown words told apart.
+    pub fn words(&self, row: usize) -> &[u32] {
+        self.told_apart.get(&(row as u32)).map_or_else(|| self.data.tokens.row(row), |ids| ids)
+    }
+
     /// These rows as a split of their own.
     fn subset(&self, name: &'static str, rows: &[usize]) -> Self {
         fn pick<T: Copy>(from: &[T], rows: &[usize]) -> Vec<T> {
@@ -321,6 +339,9 @@ impl Split {
             data: self.data.subset(rows),
             lengths: pick(&self.lengths, rows),
             unknown: pick(&self.unknown, rows),
+            told_apart: (rows.iter().zip(0..))
+                .filter_map(|(&row, number)| Some((number, self.told_apart.get(&(row as u32))?.clone())))
+                .collect(),
             keys: pick(&self.keys, rows),
             labels: pick(&self.labels, rows),
             marks: pick(&self.marks, rows),
@@ -328,4 +349,16 @@ impl Split {
             constant_pair: self.constant_pair,
         }
     }
+}
+
+/// A row's tokens with hashes for unknown words, which no vocabulary's ids reach.
+fn tell_apart(row: &Example, ids: &[u32], type_ids: &[u8], unknown: u32, tokenizer: &Tokenizer) -> Box<[u32]> {
+    let hash = |word: String| word.bytes().fold(0, |key, b| splitmix(key ^ u64::from(b))) as u32 | 1 << 31;
+    let words = |text: Option<&str>| tokenizer.unknown_words(text.unwrap_or_default()).into_iter().map(hash);
+    let mut of_texts = [words(Some(&row.text)), words(row.text_pair.as_deref())];
+    let own = |(&id, &text): (&u32, &u8)| match id == unknown {
+        true => of_texts[usize::from(text & 1)].next().unwrap_or(id),
+        false => id,
+    };
+    ids.iter().zip(type_ids).map(own).collect()
 }

@@ -326,3 +326,12 @@ fn a_fraction_is_the_split_of_training() {
     let (train, _) = crate::data::split_fraction(&all, 0.2, 42).unwrap();
     assert_eq!(scan.splits[0].data.lines, train.iter().map(|&r| r as u64 + 2).collect::<Vec<_>>());
 }
+
+#[test]
+fn unknown_words_are_told_apart() {
+    let mut data = Planted::sound();
+    *data.text(0, 10) = "𓀀 𓀁 𓀂 𓀃 𓀄 time".into();
+    *data.text(0, 20) = "𓀅 𓀆 𓀇 𓀈 𓀉 time".into();
+    *data.text(0, 33) = "𓀀 𓀁 𓀂 𓀃 𓀄 time 𓀊".into();
+    data.gives(&[("near-duplicates train", 1, &["train 33 = train 10"])]);
+}

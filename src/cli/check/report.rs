@@ -213,7 +213,7 @@ fn estimates(memory: &Memory, timing: &Timing, measures: &[Measures]) -> String 
         duration(timing.plus_minus_seconds),
         timing.total_steps
     );
-    let ms = |seconds: f64| format!("{:.0} ms", seconds * 1000.0);
+    let ms = |seconds: f64| if seconds < 1.0 { format!("{:.0} ms", seconds * 1e3) } else { format!("{seconds:.1} s") };
     out += &format!(
         "        {} a step, {} on the longest rows, {} tokens/s (from {} steps)\n",
         ms(timing.step_seconds),
