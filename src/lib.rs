@@ -17,6 +17,7 @@
 //! 4. [`train::step::update`] clips, asks [`optim::schedule`] for the learning rate and runs [`ops::adamw`].
 //! 5. [`train::eval`] scores, [`train::run_dir`] keeps checkpoints, [`model::Model::save`] writes the result.
 
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -18,7 +18,7 @@ const ROWS: [&[&str]; 9] = [
     &["nn"],
     &["encoders", "heads"],
     &["model", "optim"],
-    &["train", "predict"],
+    &["train", "predict", "check"],
     &["config"],
     &["cli"],
 ];

@@ -1,5 +1,6 @@
 //! The commands: one file each, from arguments over the library to output.
 
+pub mod check;
 pub mod config;
 pub mod eval;
 pub mod info;
@@ -78,6 +79,7 @@ impl Globals {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Train(train::TrainArgs),
+    Check(check::CheckArgs),
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
     Config(config::ConfigArgs),
@@ -174,6 +176,7 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
     start_threads(cli.globals.threads())?;
     match &cli.command {
         Command::Train(args) => train::run(args, &cli.globals, ui),
+        Command::Check(args) => check::run(args, &cli.globals, ui),
         Command::Eval(args) => eval::run(args, &cli.globals, ui),
         Command::Predict(args) => predict::run(args, &cli.globals, ui),
         Command::Config(args) => config::run(args, ui),

@@ -1,5 +1,6 @@
 //! What a training run needs before its first step, checked as far as it can be: files, columns, labels, lengths, model.
 
+use crate::check;
 use crate::config::RunConfig;
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::slices::Slices;
@@ -30,6 +31,10 @@ pub struct Prepared {
     pub class_weights: Option<Vec<f32>>,
     /// What was left out of each split.
     skipped: HashMap<String, Skipped>,
+    /// Special tokens of a row.
+    frame: usize,
+    /// Id of the unknown token.
+    unknown: Option<u32>,
 }
 
 impl Prepared {
@@ -55,7 +60,7 @@ impl Prepared {
         };
         let train = read("train", &data.train)?;
         let mut scored = vec![];
-        for (name, files) in eval_files(data.eval.as_ref()) {
+        for (name, files) in data.eval_sets() {
             scored.push((read(&name, files)?, files, name));
         }
         if let Some(files) = &data.test {
@@ -95,7 +100,17 @@ impl Prepared {
         check_threshold(&task, &config.eval)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
-        Ok(Self { pretrained, task, train, eval, test, class_weights, skipped })
+        let (frame, unknown) = (tokenizer.special_tokens_count(data.text_pair.is_some()), tokenizer.unknown_id());
+        Ok(Self { pretrained, task, train, eval, test, class_weights, skipped, frame, unknown })
+    }
+
+    /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
+    pub fn warnings(&self, config: &Path) -> Vec<Event> {
+        let splits: Vec<_> = self.splits().collect();
+        let found = check::brief(&splits, &self.task.labels, self.frame, self.unknown);
+        let hint = format!("bertft check --config {} lists the rows", config.display());
+        let hint = (!found.is_empty()).then_some(hint);
+        found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()
     }
 
     /// The splits that there are, by name.
@@ -141,7 +156,7 @@ pub fn family(task: &Task) -> Family {
 }
 
 /// Some metrics are there for two classes only, which the data decide.
-fn check_metric(task: &Task, metric: &str) -> Result<()> {
+pub fn check_metric(task: &Task, metric: &str) -> Result<()> {
     let names = names(family(task));
     if names.contains(&metric) {
         return Ok(());
@@ -151,15 +166,6 @@ fn check_metric(task: &Task, metric: &str) -> Result<()> {
     Err(Error::input(format!(
         "train.metric_for_best_model is \"{metric}\", but with {classes} labels there is {listed}"
     )))
-}
-
-/// The files of each eval set with the name that results give it.
-fn eval_files(eval: Option<&EvalSource>) -> Vec<(String, &Files)> {
-    match eval {
-        Some(EvalSource::Files(files)) => vec![("eval".into(), files)],
-        Some(EvalSource::Named(sets)) => sets.iter().map(|(name, files)| (format!("eval_{name}"), files)).collect(),
-        Some(EvalSource::Fraction(_)) | None => vec![],
-    }
 }
 
 /// A threshold decides between two labels, which the data have or not.

@@ -120,6 +120,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let notes = note.into_iter().chain(memory_warning(&memory, &config.train));
     events.extend(notes.map(|message| Event::Warning { message }));
     events.extend(prepared.data_events());
+    events.extend(prepared.warnings(&args.config));
     if args.dry_run {
         events.iter().for_each(|event| ui.event(event));
         return dry_run(args, &config, ui);

@@ -430,7 +430,7 @@ pub(super) fn score(x: f64) -> String {
 }
 
 /// 4700000 as 4.7 M.
-fn count(n: usize) -> String {
+pub(super) fn count(n: usize) -> String {
     match n {
         0..10_000 => n.to_string(),
         10_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
@@ -438,7 +438,7 @@ fn count(n: usize) -> String {
     }
 }
 
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {
         0..10 => format!("{seconds:.1} s"),

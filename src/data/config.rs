@@ -394,6 +394,16 @@ impl DataConfig {
         }
     }
 
+    /// The files of each eval set with the name that results give it: `eval`, or `eval_` and its own. None where eval is a
+    /// share of train.
+    pub fn eval_sets(&self) -> Vec<(String, &Files)> {
+        match &self.eval {
+            Some(EvalSource::Files(files)) => vec![("eval".into(), files)],
+            Some(EvalSource::Named(sets)) => sets.iter().map(|(name, files)| (format!("eval_{name}"), files)).collect(),
+            Some(EvalSource::Fraction(_)) | None => vec![],
+        }
+    }
+
     /// How a file is written, as far as config and name tell.
     pub fn format_of(&self, path: &Path) -> Option<Format> {
         self.format.or(self.pattern.as_ref().map(|_| Format::Pattern)).or_else(|| format_by_extension(path).flatten())

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use tokenizers::{Encoding, PostProcessor, TruncationParams, truncate_encodings};
+use tokenizers::{Encoding, ModelWrapper, PostProcessor, TruncationParams, truncate_encodings};
 
 use super::example::Example;
 use super::words::Words;
@@ -80,6 +80,34 @@ impl Tokenizer {
     /// Special tokens around one text (2 for BERT) or a pair (3).
     pub fn special_tokens_count(&self, pair: bool) -> usize {
         self.inner.get_post_processor().map_or(0, |p| p.added_tokens(pair))
+    }
+
+    /// Ids of the special tokens around a row, such as those of `[CLS]` and `[SEP]`.
+    pub fn special_ids(&self) -> Vec<u32> {
+        let around_nothing = guarded(|| self.inner.encode_fast(("", ""), true));
+        let mut ids = around_nothing.map_or_else(|_| vec![], |e| e.get_ids().to_vec());
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// Id of the token that stands for what the vocabulary does not have; `None` when every text can be written.
+    pub fn unknown_id(&self) -> Option<u32> {
+        let name = match self.inner.get_model() {
+            ModelWrapper::WordPiece(model) => model.unk_token.as_str(),
+            ModelWrapper::BPE(model) => model.unk_token.as_deref()?,
+            ModelWrapper::WordLevel(model) => model.unk_token.as_str(),
+            ModelWrapper::Unigram(_) => "<unk>",
+        };
+        self.inner.token_to_id(name)
+    }
+
+    /// The pieces of a text that become the unknown token, in order.
+    pub fn unknown_words(&self, text: &str) -> Vec<String> {
+        let unknown = self.unknown_id();
+        let Ok(encoding) = guarded(|| self.inner.encode(text, false)) else { return vec![] };
+        let pieces = encoding.get_ids().iter().zip(encoding.get_offsets()).filter(|(id, _)| Some(**id) == unknown);
+        pieces.filter_map(|(_, &(from, to))| Some(text.get(from..to)?.to_owned())).collect()
     }
 
     /// Tokenises rows in order on the current rayon pool. Rows longer than `max_length` tokens, special ones included,

@@ -9,4 +9,5 @@ pub mod memory;
 pub mod plan;
 pub mod run_dir;
 pub mod step;
+pub mod timing;
 pub mod trainer;
