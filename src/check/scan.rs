@@ -339,7 +339,10 @@ impl Split {
 
     /// The tokens of a row, unknown words told apart.
     pub fn words(&self, row: usize) -> &[u32] {
-        self.told_apart.get(&(row as u32)).map_or_else(|| self.data.tokens.row(row), |ids| ids)
+        match self.told_apart.get(&(row as u32)) {
+            Some(ids) => ids,
+            None => self.data.tokens.row(row),
+        }
     }
 
     /// These rows as a split of their own.
