@@ -140,6 +140,8 @@ pub enum Format {
     Jsonl,
     /// Lines that `data.pattern` takes apart.
     Pattern,
+    /// Apache Parquet, in builds with the cargo feature `parquet`.
+    Parquet,
 }
 
 impl Format {
@@ -150,6 +152,7 @@ impl Format {
             Self::Tsv => "tsv",
             Self::Jsonl => "jsonl",
             Self::Pattern => "pattern",
+            Self::Parquet => "parquet",
         }
     }
 }
@@ -163,7 +166,8 @@ impl FromStr for Format {
             "tsv" => Ok(Self::Tsv),
             "jsonl" => Ok(Self::Jsonl),
             "pattern" => Ok(Self::Pattern),
-            _ => Err("expected csv, tsv, jsonl or pattern".into()),
+            "parquet" => Ok(Self::Parquet),
+            _ => Err("expected csv, tsv, jsonl, pattern or parquet".into()),
         }
     }
 }
@@ -448,9 +452,10 @@ impl DataConfig {
         columns.extend(self.text_pair.as_ref().map(|c| ("data.text_pair", c)));
         columns.push(("data.label", &self.label));
         let by_key = self.file_of(|f| matches!(f, Some(Format::Jsonl | Format::Pattern)));
+        let named = by_key.is_some() || self.file_of(|f| f == Some(Format::Parquet)).is_some();
         for (i, (key, column)) in columns.iter().enumerate() {
             match column {
-                Column::Name(_) if !self.header && by_key.is_none() => {
+                Column::Name(_) if !self.header && !named => {
                     let message = format!(
                         "is {column}, expected a 0-based index such as {i}: with data.header = false columns have no names"
                     );

@@ -189,3 +189,10 @@ fn bad_rows_are_skipped_counted_and_listed_when_asked() {
     let found = message("t.tsv", "text\tlabel\na\nb\n", &skip(labelled()));
     assert!(found.starts_with("t.tsv: no row can be read; 2 rows were skipped:\n"), "{found}");
 }
+
+#[test]
+#[cfg(not(feature = "parquet"))]
+fn parquet_names_the_feature_that_reads_it() {
+    let found = message("t.parquet", "PAR1", &labelled());
+    assert!(found.starts_with("t.parquet: this build does not read Parquet; build bertft with `cargo"), "{found}");
+}
