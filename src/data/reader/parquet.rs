@@ -26,6 +26,7 @@ pub(super) struct ParquetRows {
     text: Vec<usize>,
     text_pair: Option<usize>,
     label: Option<usize>,
+    slice: Option<usize>,
     id: Option<usize>,
 }
 
@@ -46,6 +47,7 @@ impl ParquetRows {
         let text = options.text.iter().map(|c| find(c, "text")).collect::<Result<Vec<_>>>()?;
         let text_pair = options.text_pair.as_ref().map(|c| find(c, "text_pair")).transpose()?;
         let label = options.label.as_ref().map(|c| find(c, "label")).transpose()?;
+        let slice = options.slice.as_ref().map(|c| find(c, "slice_by")).transpose()?;
         let id = names.iter().position(|name| *name == "id");
         wanted.extend(id);
         wanted.sort_unstable();
@@ -63,6 +65,7 @@ impl ParquetRows {
             text: text.into_iter().map(place).collect(),
             text_pair: text_pair.map(place),
             label: label.map(place),
+            slice: slice.map(place),
             id: id.map(place),
         })
     }
@@ -82,6 +85,7 @@ impl ParquetRows {
             text: self.options.joined(texts.into_iter()),
             text_pair: self.text_pair.map(|i| text(&columns[i]).map(str::to_owned)).transpose()?,
             label: self.label.map(|i| scalar(&columns[i])).transpose()?,
+            slice: self.slice.map(|i| group(&columns[i])).transpose()?,
             id: self.id.map(|i| scalar(&columns[i]).unwrap_or_default().into()),
         })
     }
@@ -120,6 +124,11 @@ fn text((name, field): &(String, Field)) -> Result<&str, String> {
         Field::Null => Err(format!("\"{name}\" is null, expected a string; fix the row")),
         other => Err(format!("\"{name}\" is {other}, expected a string; fix the file")),
     }
+}
+
+/// What rows are grouped by; what is not there is a group too.
+fn group(column: &(String, Field)) -> Result<String, String> {
+    if column.1 == Field::Null { Ok("null".into()) } else { scalar(column) }
 }
 
 fn scalar((name, field): &(String, Field)) -> Result<String, String> {
@@ -190,6 +199,9 @@ mod tests {
         let rows = read_examples(&path, &skip).unwrap();
         let rows: Vec<_> = rows.iter().map(|e| (e.text.as_str(), e.label.as_deref().unwrap(), e.line)).collect();
         assert_eq!(rows, [("caf\u{e9}", "1", 1), ("", "0.5", 2)]);
+        let grouped = ReadOptions { slice: Some(Column::Name("other".into())), ..skip };
+        let groups = read_examples(&path, &grouped).unwrap().into_iter().map(|e| e.slice.unwrap());
+        assert_eq!(groups.collect::<Vec<_>>(), ["null", "null"]);
         let wrong = ReadOptions { label: Some(Column::Name("lable".into())), ..labelled };
         let found = read_examples(&path, &wrong).unwrap_err().to_string();
         assert!(found.contains("there is no column \"lable\" among [label, other, text] (did you mean"), "{found}");
