@@ -75,7 +75,9 @@ impl ReadOptions {
                 path,
                 match extensions(path).1.as_str() {
                     "" => format!("the name has no extension to tell the format by; {choose}"),
-                    other => format!("\".{other}\" is not one of [.csv, .tsv, .jsonl, .json, .txt]; {choose}"),
+                    other => {
+                        format!("\".{other}\" is not one of [.csv, .tsv, .jsonl, .json, .parquet, .txt]; {choose}")
+                    }
                 },
             )
         })
