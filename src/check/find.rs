@@ -16,6 +16,7 @@ pub fn find(scan: &Scan, measures: &[Measures], options: Options) -> Vec<Finding
     let view = View::new(scan, options);
     let mut found = view.same_rows();
     for (i, (split, measures)) in scan.splits.iter().zip(measures).enumerate() {
+        found.extend(view.bad_rows(i));
         found.extend(view.bad_labels(i));
         found.extend(view.missing_labels(i));
         found.extend(view.empty(i));
@@ -83,14 +84,7 @@ impl<'a> View<'a> {
     }
 
     fn listed(&self, split: usize, row: usize) -> Listed {
-        Listed {
-            at: self.place(split, row),
-            other: None,
-            similarity: None,
-            detail: None,
-            texts: vec![],
-            other_texts: vec![],
-        }
+        Listed::at(self.place(split, row))
     }
 
     fn listed_pair(&self, (row, other): (u32, u32), similarity: Option<f64>) -> Listed {
@@ -254,6 +248,20 @@ impl<'a> View<'a> {
         self.scan.splits[split].labels.iter().filter_map(name).collect()
     }
 
+    fn bad_rows(&self, split: usize) -> Option<Finding> {
+        let skipped = &self.scan.splits[split].skipped;
+        let count = usize::try_from(skipped.rows).unwrap_or(usize::MAX);
+        let message = format!("{} cannot be read", counted(count, "row", "rows"));
+        let fix = "fix the rows, or set data.on_bad_row = \"skip\" to train without them";
+        let mut finding = self.finding(Name::BadRows, Some(split), count, message, fix);
+        for row in skipped.first.iter().take(self.options.examples) {
+            let at = Place { file: row.file.clone().into(), line: row.line.unwrap_or(0) };
+            let detail = Some(row.message.clone());
+            finding.examples.push(Listed { detail, ..Listed::at(at) });
+        }
+        (count > 0).then_some(finding)
+    }
+
     fn bad_labels(&self, split: usize) -> Option<Finding> {
         let labels = &self.scan.splits[split].labels;
         let in_train = self.labels_of(0);
@@ -264,7 +272,7 @@ impl<'a> View<'a> {
         });
         let what = match self.scan.classes.is_empty() {
             true => "without a finite number as label, which training refuses",
-            false => "with an empty label, or one that data.labels does not list, which training refuses",
+            false => "with a label that data.labels does not list, which training refuses",
         };
         self.about(Name::BadLabels, split, &found, what, "fix the labels or drop the rows")
     }

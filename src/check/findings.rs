@@ -24,6 +24,7 @@ pub enum Name {
     Conflicts,
     Duplicates,
     NearDuplicates,
+    BadRows,
     BadLabels,
     MissingLabels,
     Empty,
@@ -37,7 +38,8 @@ pub enum Name {
 
 impl Name {
     /// In the order in which they are shown.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
+        Self::BadRows,
         Self::BadLabels,
         Self::MissingLabels,
         Self::Leakage,
@@ -59,6 +61,7 @@ impl Name {
             Self::Conflicts => "conflicts",
             Self::Duplicates => "duplicates",
             Self::NearDuplicates => "near-duplicates",
+            Self::BadRows => "bad-rows",
             Self::BadLabels => "bad-labels",
             Self::MissingLabels => "missing-labels",
             Self::Empty => "empty",
@@ -144,6 +147,13 @@ pub struct Listed {
     /// Those of the other row when it is not equal.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub other_texts: Vec<String>,
+}
+
+impl Listed {
+    /// The row alone.
+    pub fn at(at: Place) -> Self {
+        Self { at, other: None, similarity: None, detail: None, texts: vec![], other_texts: vec![] }
+    }
 }
 
 /// What the search for findings is told.

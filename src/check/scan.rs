@@ -4,9 +4,9 @@
 use super::text;
 use crate::data::config::{DataConfig, EvalSource, TaskKind};
 use crate::data::labels::value_targets;
-use crate::data::settings::Files;
+use crate::data::settings::{Files, OnBadRow};
 use crate::data::tokenize::Tokenizer;
-use crate::data::{Dataset, Example, LabelMap, Reader, Skipped, Targets, Tokens, split_fraction};
+use crate::data::{Dataset, Example, LabelMap, ReadOptions, Reader, Skipped, Targets, Tokens, split_fraction};
 use crate::error::{Error, Result};
 use crate::rng::splitmix;
 use rayon::prelude::*;
@@ -99,7 +99,8 @@ impl Scan {
         seed: u64,
     ) -> Result<Self> {
         let mut names = Names::default();
-        let options = data.read_options();
+        // One bad row must not hide the others.
+        let options = ReadOptions { on_bad_row: OnBadRow::Skip, ..data.read_options() };
         let mut read = |name: String, files: &Files| {
             let mut reader = Reader::open_all(files.as_slice(), &options)?;
             let mut split = Split::empty(name, files.name());

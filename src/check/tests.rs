@@ -244,7 +244,7 @@ fn labels_of_one_split_only_and_unusable_ones() {
     data.splits[1].retain(|row| row.1 != "blue");
     data.splits[0][2].1 = String::new();
     data.gives(&[
-        ("bad-labels train", 1, &["train 2"]),
+        ("bad-rows train", 1, &["train 2"]),
         ("missing-labels eval", 1, &[]),
         ("missing-labels test", 1, &["test 7"]),
     ]);

@@ -31,7 +31,8 @@ use std::time::Duration;
 /// training steps, which are not kept. Nothing is written.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Findings:
-  bad-labels       rows whose label training refuses: empty, no number, not in data.labels
+  bad-rows         rows that cannot be read, or have no label
+  bad-labels       rows whose label training refuses: no number, not in data.labels
   missing-labels   labels that only train has, or only eval or test
   leakage          rows of eval or test that are in train too, equal or nearly equal
   conflicts        equal texts with different labels, in all splits together; in regression with numbers further
