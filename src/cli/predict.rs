@@ -51,7 +51,9 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let (batch_size, max_length, threshold) = (scoring.batch_size, scoring.max_length, scoring.threshold());
     let mut predictor =
         Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length).with_threshold(threshold);
-    for chunk in chunks(reader, CHUNK, Arc::clone(&skipped)) {
+    // Regular files have all their rows at once.
+    let waits = files.iter().all(|f| f.is_file());
+    for chunk in chunks(reader, CHUNK, waits, Arc::clone(&skipped)) {
         let mut lines = String::new();
         for prediction in predictor.predict(&chunk?)? {
             let json = serde_json::to_string(&prediction).map_err(|e| Error::Failed(e.to_string()))?;
@@ -105,9 +107,15 @@ impl Output {
 /// Rows predicted together at most; enough for batches of like length.
 const CHUNK: usize = 1024;
 
-/// The reader's rows in pieces: as many as have arrived, so that a slow source is answered at once and a file goes in
-/// full pieces. Rows before a bad one still come. At the end `skipped` tells what was left out.
-fn chunks(mut reader: Reader, most: usize, skipped: Arc<Mutex<Skipped>>) -> impl Iterator<Item = Result<Vec<Example>>> {
+/// The reader's rows in pieces: full ones if it `waits` for them, so that the same file gives the same batches and thereby the
+/// same last digits; else as many as have arrived, so that a slow source is answered at once. Rows before a bad one still
+/// come. At the end `skipped` tells what was left out.
+fn chunks(
+    mut reader: Reader,
+    most: usize,
+    waits: bool,
+    skipped: Arc<Mutex<Skipped>>,
+) -> impl Iterator<Item = Result<Vec<Example>>> {
     let (send, receive) = std::sync::mpsc::sync_channel(2 * most);
     std::thread::spawn(move || {
         for row in reader.by_ref() {
@@ -135,7 +143,11 @@ fn chunks(mut reader: Reader, most: usize, skipped: Arc<Mutex<Skipped>>) -> impl
                     break;
                 }
             }
-            next = if chunk.len() < most { receive.try_recv().ok() } else { None };
+            next = match chunk.len() < most {
+                true if waits => receive.recv().ok(),
+                true => receive.try_recv().ok(),
+                false => None,
+            };
         }
         if chunk.is_empty() { failed.take().map(Err) } else { Some(Ok(chunk)) }
     })
