@@ -1,12 +1,12 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
-use super::prepare::{dataset, family};
+use super::prepare::{Loader, dataset, family};
 use super::scoring::Scoring;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, TaskKind};
 use crate::data::labels::value_targets;
-use crate::data::{Example, LabelMap};
+use crate::data::{LabelMap, Labels};
 use crate::error::Result;
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
@@ -59,13 +59,17 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     for gate in &gates {
         gate.known(names(family(&task)))?;
     }
-    let examples = scoring.read_labelled(&args.data)?;
+    let options = scoring.read_options(Some(&args.data), true)?;
+    let loader = Loader::new(&scoring.pretrained, options, scoring.max_length);
+    // Which labels are right is known when all were seen.
+    let (loaded, _) = loader.load(&args.data, &|_| Ok(()), ui)?;
     let targets = match task.kind {
-        TaskKind::Regression => value_targets(&examples, &args.data)?,
-        TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &args.data)?,
+        TaskKind::Regression => value_targets(&loaded.labels, loaded.lines(), &args.data)?,
+        TaskKind::Classification => {
+            label_map(&task.labels, &loaded.labels)?.targets(&loaded.labels, loaded.lines(), &args.data)?
+        }
     };
-    let data =
-        dataset(&scoring.pretrained, &scoring.tokenizer, &examples, targets, &args.data, scoring.max_length, ui)?;
+    let data = dataset(&scoring.pretrained, loaded, targets, &args.data)?;
     let result = evaluate(&mut scoring.model, &data, scoring.batch_size, ui)?;
     let per_second = result.samples as f64 / result.seconds;
     if ui.is_json() {
@@ -101,9 +105,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
 const MOST_CLASSES: usize = 200;
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
-fn label_map(labels: &[String], examples: &[Example]) -> Result<LabelMap> {
+fn label_map(labels: &[String], found: &Labels) -> Result<LabelMap> {
     let generic = labels.iter().enumerate().all(|(i, l)| *l == format!("LABEL_{i}"));
-    let by_name = examples.iter().any(|e| e.label.as_ref().is_some_and(|l| labels.contains(l)));
+    let by_name = found.names().iter().any(|l| labels.contains(l));
     if generic && !by_name {
         return LabelMap::new((0..labels.len()).map(|i| i.to_string()).collect());
     }

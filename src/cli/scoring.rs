@@ -4,7 +4,7 @@ use super::prepare::check_max_length;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, Format};
-use crate::data::{Example, ReadOptions, Reader, Tokenizer, read_examples};
+use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
 use crate::nn::workspace::Space;
@@ -95,11 +95,6 @@ impl Scoring {
             }
         }
         Ok(options)
-    }
-
-    /// All rows of a labelled file.
-    pub fn read_labelled(&self, file: &Path) -> Result<Vec<Example>> {
-        read_examples(file, &self.read_options(Some(file), true)?)
     }
 }
 

@@ -4,6 +4,7 @@ use super::Globals;
 use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
+use crate::data::cache::{Content, hex};
 use crate::data::config::EvalSource;
 use crate::data::{Dataset, Targets};
 use crate::device::name as device_name;
@@ -260,10 +261,7 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
 
 /// SHA-256 of a dataset as the model sees it: ids, row bounds and targets.
 fn digest(data: &Dataset) -> String {
-    let mut hash = Sha256::new();
-    hash.update(bytemuck::cast_slice::<u32, u8>(&data.tokens.ids));
-    hash.update(&data.tokens.type_ids);
-    data.tokens.offsets.iter().for_each(|&o| hash.update((o as u64).to_le_bytes()));
+    let mut hash = Sha256::new_with_prefix(data.tokens.digest());
     match &data.targets {
         Targets::Class(classes) => hash.update(bytemuck::cast_slice::<u32, u8>(classes)),
         Targets::Value(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
@@ -272,16 +270,17 @@ fn digest(data: &Dataset) -> String {
     hex(&hash.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// `run.json`: what the run was made from.
 fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: &Device) -> Result<String> {
     let mut files = serde_json::Map::new();
     for (key, path) in config.data.files() {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let sha256 = hex(&Sha256::digest(&bytes));
+        let known = prepared.contents.iter().find(|(file, _)| file == path).map(|(_, sha256)| *sha256);
+        let sha256 = match known {
+            Some(sha256) => Some(sha256),
+            None if path.is_file() => Some(Content::read(path, &mut || Ok(()))?.sha256),
+            None => None, // a pipe, read once
+        };
+        let sha256 = sha256.map(|sha256| hex(&sha256));
         files.insert(key.trim_start_matches("data.").into(), json!({ "file": path, "sha256": sha256 }));
     }
     let manifest = json!({

@@ -324,10 +324,11 @@ fn describe(event: &Event) -> Option<String> {
                 estimated_peak_rss_bytes >> 20
             )
         }
-        Event::Data { split, file, rows, tokens, longest, truncated, labels } => {
+        Event::Data { split, file, rows, tokens, longest, truncated, labels, cached } => {
             let cut = if *truncated > 0 { format!(", {truncated} truncated") } else { String::new() };
             let labels = if labels.is_empty() { String::new() } else { format!(", {} labels", labels.len()) };
-            format!("{split:<7} {file}: {rows} rows, {} tokens, longest {longest}{cut}{labels}", count(*tokens))
+            let cached = if *cached { "; tokens from the cache" } else { "" };
+            format!("{split:<7} {file}: {rows} rows, {} tokens, longest {longest}{cut}{labels}{cached}", count(*tokens))
         }
         Event::Step { step, total_steps, epoch, loss, learning_rate, grad_norm, tokens_per_second } => format!(
             "step {step}/{total_steps}  epoch {epoch:.2}  loss {loss:.4}  lr {learning_rate:.2e}  \

@@ -4,20 +4,41 @@
 //! those of what stands between its spaces, end to end. Normalising is nearly all of the cost of tokenising, and few words
 //! are new: SST-2's 6920 rows hold 128 000 words, 13 800 of them distinct, and take 2.4 times less CPU time.
 
-use super::example::Example;
-use rayon::prelude::*;
-use std::collections::{HashMap, HashSet};
-use tokenizers::{AddedToken, Encoding, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
+use foldhash::fast::FixedState;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
+use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 /// An added token of every BERT tokenizer.
 const SEPARATOR: &str = "[SEP]";
 const WORDS_A_CALL: usize = 64;
+/// Longer words are rarely met twice.
+const LONGEST_KEPT: usize = 64;
+/// Words that are remembered: frequent ones come early, and the memory has a bound (about 50 MB) whatever the file holds.
+const MOST_WORDS: usize = 1 << 19;
+/// Words that a thread remembers for itself, so that the frequent ones take no lock.
+const MOST_NEAR: usize = 1 << 15;
+const SHARDS: usize = 64;
 
-/// Token ids of the words met so far, without special tokens around them.
+pub(super) type Ids = Box<[u32]>;
+type Map = HashMap<Box<str>, Ids, FixedState>;
+
+/// Token ids of the words met so far, without special tokens around them. Shared by all threads.
+pub(super) struct Words {
+    shards: Vec<RwLock<Map>>,
+    count: AtomicUsize,
+}
+
+/// One thread's copy of the words that it met first.
 #[derive(Default)]
-pub(super) struct Words<'t>(HashMap<&'t str, Box<[u32]>>);
+pub(super) struct Near(Map);
 
-impl<'t> Words<'t> {
+impl Words {
+    pub(super) fn new() -> Self {
+        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), count: AtomicUsize::new(0) }
+    }
+
     /// Whether a tokenizer's tokens of a text are those of its words. Added tokens must neither hold a space nor reach for
     /// those beside them.
     pub(super) fn suit(tokenizer: &tokenizers::Tokenizer) -> bool {
@@ -28,33 +49,72 @@ impl<'t> Words<'t> {
             && tokenizer.get_added_tokens_decoder().values().all(within_word)
     }
 
-    /// Tokenises the words of `examples` that are new, in parallel. One that fails stays unknown: [`Self::encode`] meets
-    /// it again and knows the row.
-    pub(super) fn learn(&mut self, tokenizer: &tokenizers::Tokenizer, examples: &'t [Example]) {
-        let texts = |e: &'t Example| std::iter::once(e.text.as_str()).chain(e.text_pair.as_deref());
-        let unknown = |e| texts(e).flat_map(words).filter(|w| !self.0.contains_key(w) && !w.contains(SEPARATOR));
-        let new: HashSet<&str> = examples.par_iter().flat_map_iter(unknown).collect();
-        let new: Vec<&str> = new.into_iter().collect();
-        let learnt = new.par_chunks(WORDS_A_CALL).filter_map(|words| Some((words, ids_of(tokenizer, words)?)));
-        self.0.par_extend(learnt.flat_map_iter(|(words, ids)| words.iter().copied().zip(ids)));
+    /// Appends the ids of a word if it is known.
+    pub(super) fn copy(&self, near: &mut Near, word: &str, to: &mut Vec<u32>) -> bool {
+        if let Some(ids) = near.0.get(word) {
+            to.extend_from_slice(ids);
+            return true;
+        }
+        let shard = self.shard(word).read().unwrap_or_else(PoisonError::into_inner);
+        let Some(ids) = shard.get(word) else { return false };
+        to.extend_from_slice(ids);
+        near.keep(word, ids);
+        true
     }
 
-    /// Tokens of a text, as `encode_fast` gives them.
-    pub(super) fn encode(&self, tokenizer: &tokenizers::Tokenizer, text: &str) -> tokenizers::Result<Encoding> {
-        let mut ids = Vec::with_capacity(text.len() / 4);
-        for word in words(text) {
-            match self.0.get(word) {
-                Some(known) => ids.extend_from_slice(known),
-                None => ids.extend_from_slice(tokenizer.encode_fast(word, false)?.get_ids()),
+    /// Tokenises words that are new and remembers them. The error is that of a word which the tokenizer cannot take.
+    pub(super) fn learn(
+        &self,
+        near: &mut Near,
+        tokenizer: &tokenizers::Tokenizer,
+        words: &[&str],
+    ) -> Vec<tokenizers::Result<Ids>> {
+        let mut learnt = Vec::with_capacity(words.len());
+        for words in words.chunks(WORDS_A_CALL) {
+            match ids_of(tokenizer, words) {
+                Some(ids) => learnt.extend(ids.into_iter().map(Ok)),
+                None => learnt.extend(
+                    words.iter().map(|w| tokenizer.encode_fast(*w, false).map(|e| Ids::from(e.get_ids()))),
+                ),
             }
         }
-        Ok(ids.into_iter().map(|id| (id, String::new(), (0, 0), None, 0)).collect())
+        for (word, ids) in words.iter().zip(&learnt) {
+            if let Ok(ids) = ids
+                && word.len() <= LONGEST_KEPT
+                && self.count.load(Ordering::Relaxed) < MOST_WORDS
+            {
+                let mut shard = self.shard(word).write().unwrap_or_else(PoisonError::into_inner);
+                if shard.insert((*word).into(), ids.clone()).is_none() {
+                    self.count.fetch_add(1, Ordering::Relaxed);
+                }
+                near.keep(word, ids);
+            }
+        }
+        learnt
+    }
+
+    fn shard(&self, word: &str) -> &RwLock<Map> {
+        use std::hash::BuildHasher;
+        let hash = FixedState::default().hash_one(word);
+        // The maps use the same hash from its other end.
+        &self.shards[(hash >> 32) as usize % SHARDS]
+    }
+}
+
+impl Near {
+    fn keep(&mut self, word: &str, ids: &[u32]) {
+        if self.0.len() < MOST_NEAR {
+            self.0.insert(word.into(), ids.into());
+        }
     }
 }
 
 /// Token ids of each of some words. Most of the cost of tokenising one word is the call's, so they go together, with a
 /// token between them that none of them gives.
-fn ids_of(tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Option<Vec<Box<[u32]>>> {
+fn ids_of(tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Option<Vec<Ids>> {
+    if words.iter().any(|w| w.contains(SEPARATOR)) {
+        return None;
+    }
     let separator = tokenizer.token_to_id(SEPARATOR)?;
     let encoding = tokenizer.encode_fast(words.join(&format!(" {SEPARATOR} ")), false).ok()?;
     let ids: Vec<_> = encoding.get_ids().split(|&id| id == separator).map(Into::into).collect();
@@ -62,7 +122,7 @@ fn ids_of(tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Option<Vec<Box<[
 }
 
 /// What stands between the spaces. Other white space stays inside: the tokenizer splits there itself.
-fn words(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(' ').filter(|word| !word.is_empty())
 }
 
@@ -105,9 +165,19 @@ mod tests {
         ONCE.get_or_init(|| vec![edited(|_| ()), edited(cased), edited(added)])
     }
 
-    fn example(text: &str, text_pair: Option<&str>) -> Example {
-        let text_pair = text_pair.map(str::to_owned);
-        Example { text: text.into(), text_pair, label: None, id: None, row: 1, line: 1 }
+    /// The ids of a text, each word of it looked up twice: unknown at first, then known.
+    fn by_words(dictionary: &Words, near: &mut Near, tokenizer: &tokenizers::Tokenizer, text: &str) -> Vec<u32> {
+        let mut ids = vec![];
+        for word in words(text) {
+            if !dictionary.copy(near, word, &mut ids) {
+                let learnt = dictionary.learn(near, tokenizer, &[word]).pop().unwrap().unwrap();
+                ids.extend(&learnt);
+                let mut again = vec![];
+                assert_eq!(dictionary.copy(&mut Near::default(), word, &mut again), word.len() <= LONGEST_KEPT);
+                assert!(again.is_empty() || *again == *learnt);
+            }
+        }
+        ids
     }
 
     proptest! {
@@ -129,27 +199,32 @@ mod tests {
             let text = parts.concat();
             for tokenizer in tokenizers() {
                 prop_assert!(Words::suit(tokenizer));
-                let examples = [example("a b the", Some(&text))];
-                let mut words = Words::default();
-                words.learn(tokenizer, &examples);
                 let whole = tokenizer.encode_fast(text.as_str(), false).unwrap();
-                for words in [&words, &Words::default()] {
-                    let by_words = words.encode(tokenizer, &text).unwrap();
-                    prop_assert_eq!(by_words.get_ids(), whole.get_ids(), "{:?}", text);
+                let (dictionary, mut near) = (Words::new(), Near::default());
+                for _ in 0..2 {
+                    let by_words = by_words(&dictionary, &mut near, tokenizer, &text);
+                    prop_assert_eq!(&by_words, whole.get_ids(), "{:?}", text);
                 }
+                let all: Vec<&str> = words(&text).collect();
+                let together = Words::new().learn(&mut Near::default(), tokenizer, &all);
+                let together: Vec<u32> = together.into_iter().flat_map(Result::unwrap).collect();
+                prop_assert_eq!(&together, whole.get_ids(), "{:?}", text);
             }
         }
     }
 
     #[test]
-    fn every_word_is_learnt_but_the_separator() {
-        let text: String = (0..500).map(|i| format!("word{i} ")).collect();
-        let examples = [example(&text, Some("a b [SEP] c")), example(&text, None)];
-        for tokenizer in tokenizers() {
-            let mut words = Words::default();
-            words.learn(tokenizer, &examples);
-            assert_eq!(words.0.len(), 503);
-        }
+    fn words_are_remembered_up_to_a_number() {
+        let tokenizer = &tokenizers()[0];
+        let words = Words::new();
+        let all: Vec<String> = (0..500).map(|i| format!("word{i}")).chain(["[SEP]".into(), "x".repeat(65)]).collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let learnt = words.learn(&mut Near::default(), tokenizer, &all);
+        assert_eq!((learnt.len(), words.count.load(Ordering::Relaxed)), (502, 501));
+        words.count.store(MOST_WORDS, Ordering::Relaxed);
+        assert_eq!(*words.learn(&mut Near::default(), tokenizer, &["new"])[0].as_ref().unwrap().clone(), [2047]);
+        assert!(!words.copy(&mut Near::default(), "new", &mut vec![]));
+        assert!(words.copy(&mut Near::default(), "word7", &mut vec![]));
     }
 
     #[test]

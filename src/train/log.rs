@@ -49,6 +49,8 @@ pub enum Event {
         /// Rows per label, in label order; empty for regression.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         labels: Vec<(String, usize)>,
+        /// Whether the tokens were kept from an earlier run.
+        cached: bool,
     },
     /// Every `logging_steps` optimizer steps: mean loss since the last such event.
     Step {

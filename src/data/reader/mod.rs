@@ -12,6 +12,8 @@ mod tests;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::delimited::Delimited;
 use self::jsonl::JsonLines;
@@ -59,6 +61,7 @@ pub struct Reader {
     rows: Rows,
     row: u64,
     done: bool,
+    bytes_read: Arc<AtomicU64>,
 }
 
 enum Rows {
@@ -82,12 +85,19 @@ impl Reader {
     /// options do not fit the format. What is wrong inside the file is reported by the iterator.
     pub fn open(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Self> {
         let path = path.as_ref();
-        let file = open_file(path)?;
+        let bytes_read = Arc::new(AtomicU64::new(0));
+        let file = Counted { file: open_file(path)?, bytes: bytes_read.clone() };
         let kind = match &options.format {
             Some(format) => Kind::from(format),
             None => Kind::by_extension(path)?,
         };
-        Self::new(Lines::new(Box::new(file), path.into()), kind, options)
+        let reader = Self::new(Lines::new(Box::new(file), path.into()), kind, options)?;
+        Ok(Self { bytes_read, ..reader })
+    }
+
+    /// Bytes of the file that were read so far, a little ahead of the rows; 0 for a stream.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// Reads a stream; `name` stands for the file in messages. Without a format in `options` it waits for the first
@@ -118,7 +128,7 @@ impl Reader {
             Kind::Texts if options.label.is_some() => return Err(only_texts(&lines, "no labels")),
             Kind::Texts => Rows::Texts(lines),
         };
-        Ok(Self { rows, row: 0, done: false })
+        Ok(Self { rows, row: 0, done: false, bytes_read: Arc::default() })
     }
 
     fn read(&mut self) -> Result<Option<Example>> {
@@ -185,6 +195,20 @@ impl From<&Format> for Kind {
             Format::Tsv => Self::Tsv,
             Format::Jsonl => Self::JsonLines,
         }
+    }
+}
+
+/// A file that counts what is read of it.
+struct Counted {
+    file: File,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(to)?;
+        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
     }
 }
 
