@@ -158,12 +158,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A labelled file's rows, from the cache if it has them, and the SHA-256 of the file if it was computed.
-    pub fn load(
-        &self,
-        file: &Path,
-        labels: &Rule<'_>,
-        reporter: &mut dyn Reporter,
-    ) -> Result<(Loaded, Option<Sha>)> {
+    pub fn load(&self, file: &Path, labels: &Rule<'_>, reporter: &mut dyn Reporter) -> Result<(Loaded, Option<Sha>)> {
         // Only a file can be read twice, and only a large one is worth it.
         let large = std::fs::metadata(file).is_ok_and(|m| m.is_file() && m.len() >= LEAST_BYTES);
         let Some(cache) = self.cache.as_ref().filter(|_| large) else {

@@ -308,7 +308,9 @@ impl PartialEq for Tokens {
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries((0..self.len()).map(|i| (self.row(i), self.type_ids_of(i), self.is_truncated(i)))).finish()
+        f.debug_list()
+            .entries((0..self.len()).map(|i| (self.row(i), self.type_ids_of(i), self.is_truncated(i))))
+            .finish()
     }
 }
 

@@ -73,9 +73,8 @@ impl Words {
         for words in words.chunks(WORDS_A_CALL) {
             match ids_of(tokenizer, words) {
                 Some(ids) => learnt.extend(ids.into_iter().map(Ok)),
-                None => learnt.extend(
-                    words.iter().map(|w| tokenizer.encode_fast(*w, false).map(|e| Ids::from(e.get_ids()))),
-                ),
+                None => learnt
+                    .extend(words.iter().map(|w| tokenizer.encode_fast(*w, false).map(|e| Ids::from(e.get_ids())))),
             }
         }
         for (word, ids) in words.iter().zip(&learnt) {
