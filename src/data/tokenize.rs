@@ -10,7 +10,7 @@ use tokenizers::Encoding;
 
 use super::example::Example;
 use super::tokens::{Arrays, Piece, Seen, Tokens};
-use super::words::{Near, Words, words};
+use super::words::{Ids, Near, Words, words};
 use crate::error::{Error, Result};
 
 /// Rows between two reports of progress, which is also how long an interruption may wait.
@@ -241,7 +241,7 @@ impl Encoder<'_> {
     fn encode_into(&mut self, rows: &[Example], piece: &mut Piece) -> tokenizers::Result<()> {
         let Some(dictionary) = &self.tokenizer.words else {
             for row in rows {
-                let encode = |text: &str| Ok::<_, tokenizers::Error>(self.tokenizer.inner.encode_fast(text, false)?);
+                let encode = |text: &str| self.tokenizer.inner.encode_fast(text, false);
                 let first = encode(&row.text)?;
                 let second = row.text_pair.as_deref().map(encode).transpose()?;
                 self.push(piece, first.get_ids(), second.as_ref().map(Encoding::get_ids));
@@ -256,16 +256,18 @@ impl Encoder<'_> {
                 gathered.gather(text, enough, dictionary, &mut self.near);
             }
         }
-        let learnt = dictionary.learn(&mut self.near, &self.tokenizer.inner, &gathered.new);
+        let learnt = dictionary.learn(&self.tokenizer.inner, &gathered.new);
         let learnt: Vec<_> = learnt.into_iter().map(|ids| ids.map_err(|e| e.to_string())).collect();
-        let (mut texts, mut text) = ([vec![], vec![]], 0);
+        let (mut first, mut second, mut text) = (vec![], vec![], 0..);
         for row in rows {
-            let pair = row.text_pair.is_some();
-            for ids in &mut texts[..1 + usize::from(pair)] {
-                gathered.complete(text, &learnt, ids)?;
-                text += 1;
-            }
-            self.push(piece, &texts[0], pair.then_some(&texts[1]));
+            // There are as many numbers as there are texts.
+            let mut next = || text.next().unwrap_or_default();
+            let first = gathered.text(next(), &learnt, &mut first)?;
+            let second = match row.text_pair {
+                Some(_) => Some(gathered.text(next(), &learnt, &mut second)?),
+                None => None,
+            };
+            self.push(piece, first, second);
         }
         Ok(())
     }
@@ -308,8 +310,8 @@ impl<'e> Gathered<'e> {
                 break;
             }
             if !dictionary.copy(near, word, &mut self.ids) {
-                let index = *self.index.entry(word).or_insert_with(|| {
-                    self.new.push(word);
+                let index = *self.index.entry(word.text).or_insert_with(|| {
+                    self.new.push(word.text);
                     self.new.len() - 1
                 });
                 self.missing.push((self.ids.len(), index));
@@ -318,18 +320,26 @@ impl<'e> Gathered<'e> {
         self.ends.push((self.ids.len(), self.missing.len()));
     }
 
-    /// Puts the ids of text `i` into `to`, the missing words in their places.
-    fn complete(&self, i: usize, learnt: &[Result<Box<[u32]>, String>], to: &mut Vec<u32>) -> Result<(), String> {
-        to.clear();
+    /// The ids of text `i`, with the missing words in their places, in `buffer` if it has such.
+    fn text<'a>(
+        &'a self,
+        i: usize,
+        learnt: &[Result<Ids, String>],
+        buffer: &'a mut Vec<u32>,
+    ) -> Result<&'a [u32], String> {
         let (mut start, missing) = if i == 0 { (0, 0) } else { self.ends[i - 1] };
         let (end, missing_end) = self.ends[i];
+        if missing == missing_end {
+            return Ok(&self.ids[start..end]);
+        }
+        buffer.clear();
         for &(place, word) in &self.missing[missing..missing_end] {
-            to.extend_from_slice(&self.ids[start..place]);
-            to.extend_from_slice(learnt[word].as_ref().map_err(Clone::clone)?);
+            buffer.extend_from_slice(&self.ids[start..place]);
+            buffer.extend_from_slice(learnt[word].as_ref().map_err(Clone::clone)?);
             start = place;
         }
-        to.extend_from_slice(&self.ids[start..end]);
-        Ok(())
+        buffer.extend_from_slice(&self.ids[start..end]);
+        Ok(buffer)
     }
 }
 

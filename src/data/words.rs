@@ -17,9 +17,11 @@ const WORDS_A_CALL: usize = 64;
 const LONGEST_KEPT: usize = 64;
 /// Words that are remembered: frequent ones come early, and the memory has a bound (about 50 MB) whatever the file holds.
 const MOST_WORDS: usize = 1 << 19;
-/// Words that a thread remembers for itself, so that the frequent ones take no lock.
-const MOST_NEAR: usize = 1 << 15;
 const SHARDS: usize = 64;
+/// Places of a thread's own table (1 MiB, as much as many a core's second-level cache).
+const NEAR: usize = 1 << 15;
+/// The longest word, in bytes, that a key holds.
+const KEY_BYTES: usize = 15;
 
 pub(super) type Ids = Box<[u32]>;
 type Map = HashMap<Box<str>, Ids, FixedState>;
@@ -30,9 +32,27 @@ pub(super) struct Words {
     count: AtomicUsize,
 }
 
-/// One thread's copy of the words that it met first.
+/// One thread's table of short words, so that the frequent ones take no lock and no second look into memory. A word
+/// drives out the one at its place; frequent ones are soon back.
 #[derive(Default)]
-pub(super) struct Near(Map);
+pub(super) struct Near(Vec<Slot>);
+
+/// Half a cache line.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    /// 0 in an empty place.
+    key: u128,
+    ids: [u32; 3],
+    count: u32,
+}
+
+/// What stands between two spaces. Other white space stays inside: the tokenizer splits there itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Word<'t> {
+    pub text: &'t str,
+    /// Its bytes and, in the highest, their number; `None` for a long word.
+    key: Option<u128>,
+}
 
 impl Words {
     pub(super) fn new() -> Self {
@@ -50,25 +70,22 @@ impl Words {
     }
 
     /// Appends the ids of a word if it is known.
-    pub(super) fn copy(&self, near: &mut Near, word: &str, to: &mut Vec<u32>) -> bool {
-        if let Some(ids) = near.0.get(word) {
-            to.extend_from_slice(ids);
+    pub(super) fn copy(&self, near: &mut Near, word: Word<'_>, to: &mut Vec<u32>) -> bool {
+        if let Some(slot) = near.slot(word)
+            && Some(slot.key) == word.key
+        {
+            to.extend(&slot.ids[..slot.count as usize]);
             return true;
         }
-        let shard = self.shard(word).read().unwrap_or_else(PoisonError::into_inner);
-        let Some(ids) = shard.get(word) else { return false };
+        let shard = self.shard(word.text).read().unwrap_or_else(PoisonError::into_inner);
+        let Some(ids) = shard.get(word.text) else { return false };
         to.extend_from_slice(ids);
         near.keep(word, ids);
         true
     }
 
     /// Tokenises words that are new and remembers them. The error is that of a word which the tokenizer cannot take.
-    pub(super) fn learn(
-        &self,
-        near: &mut Near,
-        tokenizer: &tokenizers::Tokenizer,
-        words: &[&str],
-    ) -> Vec<tokenizers::Result<Ids>> {
+    pub(super) fn learn(&self, tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Vec<tokenizers::Result<Ids>> {
         let mut learnt = Vec::with_capacity(words.len());
         for words in words.chunks(WORDS_A_CALL) {
             match ids_of(tokenizer, words) {
@@ -86,7 +103,6 @@ impl Words {
                 if shard.insert((*word).into(), ids.clone()).is_none() {
                     self.count.fetch_add(1, Ordering::Relaxed);
                 }
-                near.keep(word, ids);
             }
         }
         learnt
@@ -101,11 +117,27 @@ impl Words {
 }
 
 impl Near {
-    fn keep(&mut self, word: &str, ids: &[u32]) {
-        if self.0.len() < MOST_NEAR {
-            self.0.insert(word.into(), ids.into());
-        }
+    /// Where a short word is if it is known.
+    fn slot(&self, word: Word<'_>) -> Option<&Slot> {
+        self.0.get(place(word.key?))
     }
+
+    fn keep(&mut self, word: Word<'_>, ids: &[u32]) {
+        let Some(key) = word.key.filter(|_| ids.len() <= 3) else { return };
+        if self.0.is_empty() {
+            self.0 = vec![Slot::default(); NEAR];
+        }
+        let mut slot = Slot { key, ids: [0; 3], count: ids.len() as u32 };
+        slot.ids[..ids.len()].copy_from_slice(ids);
+        self.0[place(key)] = slot;
+    }
+}
+
+/// A number below [`NEAR`] in which every bit of the key has a part.
+fn place(key: u128) -> usize {
+    let product =
+        u128::from(key as u64 ^ 0x9e37_79b9_7f4a_7c15) * u128::from((key >> 64) as u64 ^ 0xd1b5_4a32_d192_ed03);
+    (product ^ (product >> 64)) as usize % NEAR
 }
 
 /// Token ids of each of some words. Most of the cost of tokenising one word is the call's, so they go together, with a
@@ -120,9 +152,39 @@ fn ids_of(tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Option<Vec<Ids>>
     (ids.len() == words.len()).then_some(ids)
 }
 
-/// What stands between the spaces. Other white space stays inside: the tokenizer splits there itself.
-pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split(' ').filter(|word| !word.is_empty())
+/// The words of a text.
+pub(super) fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        rest = rest.trim_start_matches(' ');
+        let (length, key) = first_word(rest)?;
+        let (text, after) = rest.split_at(length);
+        rest = after;
+        Some(Word { text, key })
+    })
+}
+
+/// Length and key of the word at the start of a text, which begins with no space.
+fn first_word(text: &str) -> Option<(usize, Option<u128>)> {
+    const ONES: u128 = u128::MAX / 255;
+    let key = |bytes: u128, length: usize| (bytes & ((1 << (8 * length)) - 1)) | (length as u128) << 120;
+    if let Some(bytes) = text.as_bytes().first_chunk() {
+        let bytes = u128::from_le_bytes(*bytes);
+        // The lowest high bit is that of the first byte that is a space.
+        let others = bytes ^ (ONES * u128::from(b' '));
+        let spaces = others.wrapping_sub(ONES) & !others & (ONES << 7);
+        if spaces != 0 {
+            let length = spaces.trailing_zeros() as usize / 8;
+            return Some((length, Some(key(bytes, length))));
+        }
+    }
+    let length = text.find(' ').unwrap_or(text.len());
+    let short = (1..=KEY_BYTES).contains(&length).then(|| {
+        let mut bytes = [0; 16];
+        bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        key(u128::from_le_bytes(bytes), length)
+    });
+    (length > 0).then_some((length, short))
 }
 
 #[cfg(test)]
@@ -169,10 +231,10 @@ mod tests {
         let mut ids = vec![];
         for word in words(text) {
             if !dictionary.copy(near, word, &mut ids) {
-                let learnt = dictionary.learn(near, tokenizer, &[word]).pop().unwrap().unwrap();
+                let learnt = dictionary.learn(tokenizer, &[word.text]).pop().unwrap().unwrap();
                 ids.extend(&learnt);
                 let mut again = vec![];
-                assert_eq!(dictionary.copy(&mut Near::default(), word, &mut again), word.len() <= LONGEST_KEPT);
+                assert_eq!(dictionary.copy(&mut Near::default(), word, &mut again), word.text.len() <= LONGEST_KEPT);
                 assert!(again.is_empty() || *again == *learnt);
             }
         }
@@ -204,8 +266,8 @@ mod tests {
                     let by_words = by_words(&dictionary, &mut near, tokenizer, &text);
                     prop_assert_eq!(&by_words, whole.get_ids(), "{:?}", text);
                 }
-                let all: Vec<&str> = words(&text).collect();
-                let together = Words::new().learn(&mut Near::default(), tokenizer, &all);
+                let all: Vec<&str> = words(&text).map(|w| w.text).collect();
+                let together = Words::new().learn(tokenizer, &all);
                 let together: Vec<u32> = together.into_iter().flat_map(Result::unwrap).collect();
                 prop_assert_eq!(&together, whole.get_ids(), "{:?}", text);
             }
@@ -215,15 +277,49 @@ mod tests {
     #[test]
     fn words_are_remembered_up_to_a_number() {
         let tokenizer = &tokenizers()[0];
-        let words = Words::new();
+        let (words, near) = (Words::new(), &mut Near::default());
+        let word = |text| super::words(text).next().unwrap();
         let all: Vec<String> = (0..500).map(|i| format!("word{i}")).chain(["[SEP]".into(), "x".repeat(65)]).collect();
         let all: Vec<&str> = all.iter().map(String::as_str).collect();
-        let learnt = words.learn(&mut Near::default(), tokenizer, &all);
+        let learnt = words.learn(tokenizer, &all);
         assert_eq!((learnt.len(), words.count.load(Ordering::Relaxed)), (502, 501));
         words.count.store(MOST_WORDS, Ordering::Relaxed);
-        assert_eq!(*words.learn(&mut Near::default(), tokenizer, &["new"])[0].as_ref().unwrap().clone(), [2047]);
-        assert!(!words.copy(&mut Near::default(), "new", &mut vec![]));
-        assert!(words.copy(&mut Near::default(), "word7", &mut vec![]));
+        assert_eq!(*words.learn(tokenizer, &["new"])[0].as_ref().unwrap().clone(), [2047]);
+        assert!(!words.copy(near, word("new"), &mut vec![]));
+        assert!(words.copy(near, word("word7"), &mut vec![]));
+    }
+
+    #[test]
+    fn words_are_what_stands_between_spaces_and_have_keys_of_their_own() {
+        let texts = [
+            "",
+            " ",
+            "a",
+            " a  bc ",
+            "a\0",
+            "a\0 a",
+            "123456789012345",
+            "123456789012345 ",
+            "1234567890123456",
+            "\u{20ac} \u{a0}\u{2020}",
+            "1234567890123456 7",
+            "é\tè\n ê",
+            "    x                    y",
+            "\u{1}!\u{21} \u{1f} \u{7f}~ \u{a0}",
+        ];
+        let mut keys = HashMap::new();
+        for text in texts {
+            let found: Vec<&str> = words(text).map(|w| w.text).collect();
+            assert_eq!(found, text.split(' ').filter(|w| !w.is_empty()).collect::<Vec<_>>(), "{text:?}");
+            for word in words(text) {
+                assert_eq!(word.key.is_some(), word.text.len() <= KEY_BYTES);
+                if let Some(key) = word.key {
+                    assert_eq!(*keys.entry(key).or_insert(word.text), word.text);
+                    assert!(place(key) < NEAR);
+                }
+            }
+        }
+        assert!(keys.len() > 12);
     }
 
     #[test]
