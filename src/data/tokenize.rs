@@ -10,7 +10,7 @@ use tokenizers::Encoding;
 
 use super::example::Example;
 use super::tokens::{Arrays, Piece, Seen, Tokens};
-use super::words::{Ids, Near, Words, words};
+use super::words::{Ids, Near, Word, Words, words};
 use crate::error::{Error, Result};
 
 /// Rows between two reports of progress, which is also how long an interruption may wait.
@@ -214,7 +214,7 @@ struct Gathered<'e> {
     missing: Vec<(usize, usize)>,
     /// Ends in `ids` and `missing` of each text.
     ends: Vec<(usize, usize)>,
-    new: Vec<&'e str>,
+    new: Vec<Word<'e>>,
     index: HashMap<&'e str, usize, foldhash::fast::FixedState>,
 }
 
@@ -311,7 +311,7 @@ impl<'e> Gathered<'e> {
             }
             if !dictionary.copy(near, word, &mut self.ids) {
                 let index = *self.index.entry(word.text).or_insert_with(|| {
-                    self.new.push(word.text);
+                    self.new.push(word);
                     self.new.len() - 1
                 });
                 self.missing.push((self.ids.len(), index));

@@ -6,6 +6,7 @@
 
 use foldhash::fast::FixedState;
 use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
@@ -24,27 +25,31 @@ const NEAR: usize = 1 << 15;
 const KEY_BYTES: usize = 15;
 
 pub(super) type Ids = Box<[u32]>;
-type Map = HashMap<Box<str>, Ids, FixedState>;
 
 /// Token ids of the words met so far, without special tokens around them. Shared by all threads.
 pub(super) struct Words {
-    shards: Vec<RwLock<Map>>,
+    shards: Vec<RwLock<Shard>>,
     count: AtomicUsize,
 }
 
-/// One thread's table of short words, so that the frequent ones take no lock and no second look into memory. A word
-/// drives out the one at its place; frequent ones are soon back.
+/// Nearly all words are short and of few tokens; these take one look into memory.
 #[derive(Default)]
-pub(super) struct Near(Vec<Slot>);
+struct Shard {
+    short: HashMap<u128, Few, FixedState>,
+    other: HashMap<Box<str>, Ids, FixedState>,
+}
 
-/// Half a cache line.
+/// Up to three ids.
 #[derive(Clone, Copy, Default)]
-struct Slot {
-    /// 0 in an empty place.
-    key: u128,
+struct Few {
     ids: [u32; 3],
     count: u32,
 }
+
+/// One thread's table of short words, so that the frequent ones take no lock. A word drives out the one at its place;
+/// frequent ones are soon back.
+#[derive(Default)]
+pub(super) struct Near(Vec<(u128, Few)>);
 
 /// What stands between two spaces. Other white space stays inside: the tokenizer splits there itself.
 #[derive(Debug, Clone, Copy)]
@@ -71,65 +76,83 @@ impl Words {
 
     /// Appends the ids of a word if it is known.
     pub(super) fn copy(&self, near: &mut Near, word: Word<'_>, to: &mut Vec<u32>) -> bool {
-        if let Some(slot) = near.slot(word)
-            && Some(slot.key) == word.key
-        {
-            to.extend(&slot.ids[..slot.count as usize]);
+        if let Some(few) = near.get(word) {
+            to.extend(few.ids());
             return true;
         }
-        let shard = self.shard(word.text).read().unwrap_or_else(PoisonError::into_inner);
-        let Some(ids) = shard.get(word.text) else { return false };
-        to.extend_from_slice(ids);
-        near.keep(word, ids);
-        true
+        let shard = self.shard(word).read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(key) = word.key
+            && let Some(few) = shard.short.get(&key)
+        {
+            to.extend(few.ids());
+            near.keep(key, *few);
+            return true;
+        }
+        let ids = shard.other.get(word.text);
+        to.extend(ids.into_iter().flatten());
+        ids.is_some()
     }
 
     /// Tokenises words that are new and remembers them. The error is that of a word which the tokenizer cannot take.
-    pub(super) fn learn(&self, tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Vec<tokenizers::Result<Ids>> {
+    pub(super) fn learn(&self, tokenizer: &tokenizers::Tokenizer, words: &[Word<'_>]) -> Vec<tokenizers::Result<Ids>> {
         let mut learnt = Vec::with_capacity(words.len());
         for words in words.chunks(WORDS_A_CALL) {
             match ids_of(tokenizer, words) {
                 Some(ids) => learnt.extend(ids.into_iter().map(Ok)),
-                None => learnt
-                    .extend(words.iter().map(|w| tokenizer.encode_fast(*w, false).map(|e| Ids::from(e.get_ids())))),
+                None => learnt.extend(words.iter().map(|w| Ok(tokenizer.encode_fast(w.text, false)?.get_ids().into()))),
             }
         }
         for (word, ids) in words.iter().zip(&learnt) {
             if let Ok(ids) = ids
-                && word.len() <= LONGEST_KEPT
+                && word.text.len() <= LONGEST_KEPT
                 && self.count.load(Ordering::Relaxed) < MOST_WORDS
             {
-                let mut shard = self.shard(word).write().unwrap_or_else(PoisonError::into_inner);
-                if shard.insert((*word).into(), ids.clone()).is_none() {
-                    self.count.fetch_add(1, Ordering::Relaxed);
-                }
+                self.keep(*word, ids);
             }
         }
         learnt
     }
 
-    fn shard(&self, word: &str) -> &RwLock<Map> {
-        use std::hash::BuildHasher;
-        let hash = FixedState::default().hash_one(word);
-        // The maps use the same hash from its other end.
-        &self.shards[(hash >> 32) as usize % SHARDS]
+    fn keep(&self, word: Word<'_>, ids: &Ids) {
+        let mut shard = self.shard(word).write().unwrap_or_else(PoisonError::into_inner);
+        let new = match (word.key, Few::new(ids)) {
+            (Some(key), Some(few)) => shard.short.insert(key, few).is_none(),
+            _ => shard.other.insert(word.text.into(), ids.clone()).is_none(),
+        };
+        self.count.fetch_add(new.into(), Ordering::Relaxed);
+    }
+
+    fn shard(&self, word: Word<'_>) -> &RwLock<Shard> {
+        // Other bits than those by which the maps go.
+        let hash = || (FixedState::default().hash_one(word.text) >> 32) as usize;
+        &self.shards[word.key.map_or_else(hash, place) % SHARDS]
+    }
+}
+
+impl Few {
+    fn new(ids: &[u32]) -> Option<Self> {
+        let mut few = Self { ids: [0; 3], count: ids.len() as u32 };
+        few.ids.get_mut(..ids.len())?.copy_from_slice(ids);
+        Some(few)
+    }
+
+    fn ids(&self) -> &[u32] {
+        &self.ids[..self.count as usize]
     }
 }
 
 impl Near {
-    /// Where a short word is if it is known.
-    fn slot(&self, word: Word<'_>) -> Option<&Slot> {
-        self.0.get(place(word.key?))
+    fn get(&self, word: Word<'_>) -> Option<&Few> {
+        let key = word.key?;
+        self.0.get(place(key)).filter(|(found, _)| *found == key).map(|(_, few)| few)
     }
 
-    fn keep(&mut self, word: Word<'_>, ids: &[u32]) {
-        let Some(key) = word.key.filter(|_| ids.len() <= 3) else { return };
+    fn keep(&mut self, key: u128, few: Few) {
         if self.0.is_empty() {
-            self.0 = vec![Slot::default(); NEAR];
+            // No word has the key 0.
+            self.0 = vec![(0, Few::default()); NEAR];
         }
-        let mut slot = Slot { key, ids: [0; 3], count: ids.len() as u32 };
-        slot.ids[..ids.len()].copy_from_slice(ids);
-        self.0[place(key)] = slot;
+        self.0[place(key)] = (key, few);
     }
 }
 
@@ -142,7 +165,8 @@ fn place(key: u128) -> usize {
 
 /// Token ids of each of some words. Most of the cost of tokenising one word is the call's, so they go together, with a
 /// token between them that none of them gives.
-fn ids_of(tokenizer: &tokenizers::Tokenizer, words: &[&str]) -> Option<Vec<Ids>> {
+fn ids_of(tokenizer: &tokenizers::Tokenizer, words: &[Word<'_>]) -> Option<Vec<Ids>> {
+    let words: Vec<&str> = words.iter().map(|w| w.text).collect();
     if words.iter().any(|w| w.contains(SEPARATOR)) {
         return None;
     }
@@ -231,7 +255,7 @@ mod tests {
         let mut ids = vec![];
         for word in words(text) {
             if !dictionary.copy(near, word, &mut ids) {
-                let learnt = dictionary.learn(tokenizer, &[word.text]).pop().unwrap().unwrap();
+                let learnt = dictionary.learn(tokenizer, &[word]).pop().unwrap().unwrap();
                 ids.extend(&learnt);
                 let mut again = vec![];
                 assert_eq!(dictionary.copy(&mut Near::default(), word, &mut again), word.text.len() <= LONGEST_KEPT);
@@ -266,7 +290,7 @@ mod tests {
                     let by_words = by_words(&dictionary, &mut near, tokenizer, &text);
                     prop_assert_eq!(&by_words, whole.get_ids(), "{:?}", text);
                 }
-                let all: Vec<&str> = words(&text).map(|w| w.text).collect();
+                let all: Vec<Word<'_>> = words(&text).collect();
                 let together = Words::new().learn(tokenizer, &all);
                 let together: Vec<u32> = together.into_iter().flat_map(Result::unwrap).collect();
                 prop_assert_eq!(&together, whole.get_ids(), "{:?}", text);
@@ -278,13 +302,15 @@ mod tests {
     fn words_are_remembered_up_to_a_number() {
         let tokenizer = &tokenizers()[0];
         let (words, near) = (Words::new(), &mut Near::default());
-        let word = |text| super::words(text).next().unwrap();
+        fn word(text: &str) -> Word<'_> {
+            super::words(text).next().unwrap()
+        }
         let all: Vec<String> = (0..500).map(|i| format!("word{i}")).chain(["[SEP]".into(), "x".repeat(65)]).collect();
-        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        let all: Vec<Word<'_>> = all.iter().map(|w| word(w)).collect();
         let learnt = words.learn(tokenizer, &all);
         assert_eq!((learnt.len(), words.count.load(Ordering::Relaxed)), (502, 501));
         words.count.store(MOST_WORDS, Ordering::Relaxed);
-        assert_eq!(*words.learn(tokenizer, &["new"])[0].as_ref().unwrap().clone(), [2047]);
+        assert_eq!(*words.learn(tokenizer, &[word("new")])[0].as_ref().unwrap().clone(), [2047]);
         assert!(!words.copy(near, word("new"), &mut vec![]));
         assert!(words.copy(near, word("word7"), &mut vec![]));
     }
