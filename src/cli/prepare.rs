@@ -225,8 +225,7 @@ fn interrupted(reporter: &dyn Reporter) -> Result<()> {
 pub fn dataset(pretrained: &Pretrained, loaded: Loaded, targets: Targets, file: &Path) -> Result<Dataset> {
     let shape = pretrained.encoder_config().embedding;
     loaded.tokens.check_ids(shape.vocab, shape.types)?;
-    let lines = loaded.lines().to_vec();
-    Ok(Dataset { tokens: loaded.tokens, targets, lines, file: file.into() })
+    Ok(Dataset { tokens: loaded.tokens.clone(), targets, lines: loaded.into_lines(), file: file.into() })
 }
 
 /// The model must have a position for every token.

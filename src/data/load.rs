@@ -36,6 +36,10 @@ impl Loaded {
     pub fn lines(&self) -> &[u64] {
         &self.lines
     }
+
+    pub fn into_lines(mut self) -> Vec<u64> {
+        std::mem::take(self.lines.owned())
+    }
 }
 
 /// How far loading is.
@@ -127,7 +131,7 @@ impl Source {
         watch: &mut Watch<'_>,
     ) -> Result<Loaded> {
         let seen = Mutex::new(Seen::default());
-        let mut gathering = Gathering { file, ..Gathering::new(file) };
+        let mut gathering = Gathering::new(file);
         std::thread::scope(|scope| {
             // Dropped when this closure ends, upon which the threads find nobody to send to.
             let (send, receive) = sync_channel(2 * threads);
