@@ -104,7 +104,7 @@ pub enum Naming {
 
 impl Naming {
     /// The option itself: `data.text_pair` or `--text-pair`.
-    pub(super) fn key(self, name: &str) -> String {
+    pub(in crate::data) fn key(self, name: &str) -> String {
         match self {
             Self::Config if name == "slice_by" => "eval.slice_by".into(),
             Self::Config => format!("data.{name}"),

@@ -28,6 +28,11 @@ fn indexed(text: usize, label: Option<usize>) -> ReadOptions {
     ReadOptions { text, label: label.map(Column::Index), header: false, ..ReadOptions::default() }
 }
 
+/// All rows of a file.
+fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
+    Reader::open(path, options)?.collect()
+}
+
 /// Reads bytes as a file of that name.
 fn read(name: &str, bytes: impl AsRef<[u8]>, options: &ReadOptions) -> Result<Vec<Example>> {
     let dir = tempfile::tempdir().unwrap();
