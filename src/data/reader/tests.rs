@@ -30,7 +30,10 @@ fn indexed(text: usize, label: Option<usize>) -> ReadOptions {
 
 /// All rows of a file.
 fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
-    Reader::open(path, options)?.collect()
+    let mut reader = Reader::open(path, options)?;
+    let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
+    reader.check_not_empty(examples.len())?;
+    Ok(examples)
 }
 
 /// Reads bytes as a file of that name.
