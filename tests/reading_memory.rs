@@ -42,7 +42,7 @@ fn memory_is_bounded_by_the_longest_row() {
     let before = peak_bytes();
     let row = format!("\"{}\n\",label\n", "some text ".repeat(300)).into_bytes();
     let rows = stream("text,label\n", row, 10_000, &options(Format::Csv));
-    assert_eq!(rows.inspect(|row| assert!(row.is_ok())).count(), 10_000);
+    assert_eq!(rows.fold(0, |n, row| n + row.map_or(0, |_| 1)), 10_000);
     assert!(peak_bytes() - before < 8 << 20, "30 MB of rows took {} bytes", peak_bytes() - before);
     // What has no rows is refused at 64 MiB.
     let endless = vec![b'a'; 1 << 20];

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::reader::{Naming, ReadOptions, format_by_extension};
+pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
 
 /// What the model learns to say about a row.
@@ -125,46 +126,6 @@ impl<'de> Deserialize<'de> for Column {
             }
         }
         d.deserialize_any(AnyColumn)
-    }
-}
-
-/// How a data file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// Comma-separated values with quotes.
-    Csv,
-    /// Tab-separated values.
-    Tsv,
-    /// One JSON object a line.
-    Jsonl,
-    /// Lines that `data.pattern` takes apart.
-    Pattern,
-}
-
-impl Format {
-    /// The name in config files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Csv => "csv",
-            Self::Tsv => "tsv",
-            Self::Jsonl => "jsonl",
-            Self::Pattern => "pattern",
-        }
-    }
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "csv" => Ok(Self::Csv),
-            "tsv" => Ok(Self::Tsv),
-            "jsonl" => Ok(Self::Jsonl),
-            "pattern" => Ok(Self::Pattern),
-            _ => Err("expected csv, tsv, jsonl or pattern".into()),
-        }
     }
 }
 
@@ -464,9 +425,10 @@ impl DataConfig {
         columns.extend(self.text_pair.as_ref().map(|c| ("data.text_pair", c)));
         columns.push(("data.label", &self.label));
         let by_key = self.file_of(|f| matches!(f, Some(Format::Jsonl | Format::Pattern)));
+        let named = by_key.is_some() || self.file_of(|f| f == Some(Format::Parquet)).is_some();
         for (i, (key, column)) in columns.iter().enumerate() {
             match column {
-                Column::Name(_) if !self.header && by_key.is_none() => {
+                Column::Name(_) if !self.header && !named => {
                     let message = format!(
                         "is {column}, expected a 0-based index such as {i}: with data.header = false columns have no names"
                     );

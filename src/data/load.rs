@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::config::Format;
 use super::labels::Labels;
 use super::places::Places;
 use super::settings::Files;
@@ -72,10 +73,13 @@ pub fn load(
     source.run(rayon::current_num_threads(), tokenizer, max_length, watch)
 }
 
-/// Bytes of all files; `None` when one is a stream.
-fn total_bytes(files: &Files) -> Option<u64> {
-    let sizes = files.iter().map(|file| std::fs::metadata(file).ok().filter(|m| m.is_file()).map(|m| m.len()));
-    sizes.sum::<Option<u64>>().filter(|&bytes| bytes > 0)
+/// Bytes of all files; `None` when one is a stream, or Parquet, of which not all is read.
+fn total_bytes(files: &Files, options: &ReadOptions) -> Option<u64> {
+    let size = |file: &PathBuf| {
+        let counted = !matches!(options.format_for(file), Ok(Some(Format::Parquet)));
+        std::fs::metadata(file).ok().filter(|m| m.is_file() && counted).map(|m| m.len())
+    };
+    files.iter().map(size).sum::<Option<u64>>().filter(|&bytes| bytes > 0)
 }
 
 /// Where the threads take their rows from.
@@ -133,7 +137,7 @@ impl<'a> Source<'a> {
             files,
             options,
             next: Mutex::new(Next { reader, number: 0, ended: false }),
-            size: total_bytes(files),
+            size: total_bytes(files, options),
             bytes_read: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             live: AtomicUsize::new(0),

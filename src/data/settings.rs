@@ -150,6 +150,50 @@ impl<'de, T: Deserialize<'de> + Named> Deserialize<'de> for OneOrMany<T> {
     }
 }
 
+/// How a data file is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// Comma-separated values with quotes.
+    Csv,
+    /// Tab-separated values.
+    Tsv,
+    /// One JSON object a line.
+    Jsonl,
+    /// Lines that `data.pattern` takes apart.
+    Pattern,
+    /// Apache Parquet, in builds with the cargo feature `parquet`.
+    Parquet,
+}
+
+impl Format {
+    /// The name in config files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Tsv => "tsv",
+            Self::Jsonl => "jsonl",
+            Self::Pattern => "pattern",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "csv" => Ok(Self::Csv),
+            "tsv" => Ok(Self::Tsv),
+            "jsonl" => Ok(Self::Jsonl),
+            "pattern" => Ok(Self::Pattern),
+            "parquet" => Ok(Self::Parquet),
+            _ => Err("expected csv, tsv, jsonl, pattern or parquet".into()),
+        }
+    }
+}
+
 /// A type that a config and a flag write as one string.
 macro_rules! as_string {
     ($type:ty, $expected:literal) => {

@@ -26,6 +26,8 @@ pub(super) struct Lines {
     peeked: bool,
     /// Whether a line before was UTF-8 beyond ASCII.
     seen_utf8: bool,
+    /// Whether the encoding was guessed before: once is enough, also where all rows are bad and skipped.
+    guessed: bool,
 }
 
 impl Lines {
@@ -39,7 +41,17 @@ impl Lines {
     ) -> Result<Self> {
         let (input, encoding) = decode(input, encoding).map_err(|e| Error::io(&file, e))?;
         let input = BufReader::with_capacity(1 << 16, input);
-        Ok(Self { input, file, naming, encoding, line: vec![], number: 0, peeked: false, seen_utf8: false })
+        Ok(Self {
+            input,
+            file,
+            naming,
+            encoding,
+            line: vec![],
+            number: 0,
+            peeked: false,
+            seen_utf8: false,
+            guessed: false,
+        })
     }
 
     /// Goes to the next line; `false` at the end of the input.
@@ -133,12 +145,12 @@ impl Lines {
         Error::at_line(&self.file, self.number, message)
     }
 
-    fn not_text(&self, at: usize) -> Error {
+    fn not_text(&mut self, at: usize) -> Error {
         let named = self.encoding.filter(|e| *e != UTF_8);
         let byte = bad_byte(&self.line[at..], named.is_some());
         let column = String::from_utf8_lossy(&self.line[..at]).chars().count() + 1;
         let place = format!("byte 0x{byte:02x} at column {column} is not");
-        self.error(match named {
+        let message = match named {
             Some(encoding) => format!(
                 "{place} {}; fix the row, or give its encoding with {}",
                 encoding.name().to_ascii_lowercase(),
@@ -147,8 +159,10 @@ impl Lines {
             None if self.encoding.is_some() || self.seen_utf8 => {
                 format!("{place} UTF-8, in which the rest of the file seems to be; fix the row")
             }
+            None if std::mem::replace(&mut self.guessed, true) => format!("{place} UTF-8"),
             None => format!("{place} UTF-8{}", self.guess()),
-        })
+        };
+        self.error(message)
     }
 
     /// What the bytes look like, as the end of a message.

@@ -8,6 +8,8 @@ mod delimited;
 mod jsonl;
 mod lines;
 mod options;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod pattern;
 mod source;
 #[cfg(test)]
@@ -149,6 +151,8 @@ enum Rows {
     Delimited(Box<Delimited>),
     JsonLines(Box<JsonLines>),
     Pattern(Box<PatternLines>),
+    #[cfg(feature = "parquet")]
+    Parquet(Box<parquet::ParquetRows>),
     Texts(Box<Lines>),
 }
 
@@ -173,7 +177,7 @@ impl Reader {
         Ok(reader)
     }
 
-    /// Bytes of the files that were read so far, a little ahead of the rows; streams do not count.
+    /// Bytes of the files that were read so far, a little ahead of the rows; streams and Parquet do not count.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read.load(Ordering::Relaxed)
     }
@@ -255,6 +259,8 @@ impl Reader {
                 Some(Rows::Delimited(r)) => r.read(row)?,
                 Some(Rows::JsonLines(r)) => r.read(row)?,
                 Some(Rows::Pattern(r)) => r.read(row)?,
+                #[cfg(feature = "parquet")]
+                Some(Rows::Parquet(r)) => r.read(row)?,
                 Some(Rows::Texts(lines)) => read_text(lines, row)?,
                 None => None,
             };
@@ -313,7 +319,25 @@ impl Rows {
         let file = Counted { file: open_file(&path)?, bytes: Arc::clone(bytes_read) };
         let format = options.format_for(&path)?;
         let (compression, _) = extensions(&path);
+        if format == Some(Format::Parquet) {
+            return Self::of_parquet(file.file, path, compression, options);
+        }
         Self::new(Box::new(file), path.into(), compression, Some(format), options)
+    }
+
+    #[cfg(feature = "parquet")]
+    fn of_parquet(file: File, path: PathBuf, compression: Option<Compression>, options: &ReadOptions) -> Result<Self> {
+        if compression.is_some() {
+            let message = "Parquet files are compressed inside, and are not read from an archive; decompress it first";
+            return Err(Error::in_file(path, message));
+        }
+        Ok(Self::Parquet(Box::new(parquet::ParquetRows::new(file, path.into(), options)?)))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn of_parquet(_: File, path: PathBuf, _: Option<Compression>, _: &ReadOptions) -> Result<Self> {
+        let message = "this build does not read Parquet; build bertft with `cargo build --release --features parquet`, or convert the file to jsonl";
+        Err(Error::in_file(path, message))
     }
 
     fn of_stream(input: Input, name: Arc<Path>, options: &ReadOptions) -> Result<Self> {
@@ -356,6 +380,9 @@ impl Rows {
                     return Err(Error::in_file(lines.file(), format!("the format \"pattern\" needs {key}")));
                 }
             },
+            Some(Format::Parquet) => {
+                return Err(Error::in_file(lines.file(), "Parquet cannot be read from a stream; give a file"));
+            }
             None if options.text_pair.is_some() => return Err(only_texts(&lines, "no text pairs")),
             None if options.label.is_some() => return Err(only_texts(&lines, "no labels")),
             None => Self::Texts(Box::new(lines)),
@@ -401,6 +428,7 @@ pub fn format_by_extension(path: &Path) -> Option<Option<Format>> {
         "csv" => Some(Format::Csv),
         "tsv" => Some(Format::Tsv),
         "jsonl" | "json" | "ndjson" => Some(Format::Jsonl),
+        "parquet" => Some(Format::Parquet),
         "txt" => None,
         _ => return None,
     })

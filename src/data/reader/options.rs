@@ -64,7 +64,7 @@ impl Default for ReadOptions {
 
 impl ReadOptions {
     /// The format of a file, `None` for one text a line.
-    pub(super) fn format_for(&self, path: &Path) -> Result<Option<Format>> {
+    pub(in crate::data) fn format_for(&self, path: &Path) -> Result<Option<Format>> {
         let set = self.format.or(self.pattern.as_ref().map(|_| Format::Pattern));
         if set.is_some() {
             return Ok(set);
@@ -75,7 +75,9 @@ impl ReadOptions {
                 path,
                 match extensions(path).1.as_str() {
                     "" => format!("the name has no extension to tell the format by; {choose}"),
-                    other => format!("\".{other}\" is not one of [.csv, .tsv, .jsonl, .json, .txt]; {choose}"),
+                    other => {
+                        format!("\".{other}\" is not one of [.csv, .tsv, .jsonl, .json, .parquet, .txt]; {choose}")
+                    }
                 },
             )
         })

@@ -178,6 +178,11 @@ fn bad_rows_are_skipped_counted_and_listed_when_asked() {
     let many = format!("text\tlabel\n{}a\tb\n", "x\n".repeat(25));
     let (rows, skipped) = open("tsv", many.as_bytes(), labelled());
     assert_eq!((rows.unwrap().len(), skipped.rows, skipped.first.len()), (1, 25, 10));
+    // The encoding is guessed once: it takes time.
+    let latin = ReadOptions { label: None, ..labelled() };
+    let messages = open("csv", b"text\ncaf\xe9\nth\xe9\na\n", latin).1.first;
+    let guesses: Vec<_> = messages.iter().map(|m| m.message.contains("looks like")).collect();
+    assert_eq!(guesses, [true, false]);
     // What spoils more than a row stops all the same.
     for (bytes, expected) in [
         (&b"txt,label\na,x\n"[..], "in:1: there is no column \"text\""),
@@ -189,4 +194,11 @@ fn bad_rows_are_skipped_counted_and_listed_when_asked() {
     }
     let found = message("t.tsv", "text\tlabel\na\nb\n", &skip(labelled()));
     assert!(found.starts_with("t.tsv: no row can be read; 2 rows were skipped:\n"), "{found}");
+}
+
+#[test]
+#[cfg(not(feature = "parquet"))]
+fn parquet_names_the_feature_that_reads_it() {
+    let found = message("t.parquet", "PAR1", &labelled());
+    assert!(found.starts_with("t.parquet: this build does not read Parquet; build bertft with `cargo"), "{found}");
 }
