@@ -69,7 +69,7 @@ fn same_rows(splits: &[(&str, &Dataset)], train: &Dataset) -> Vec<String> {
     };
     let keys_of = |(start, data): (&usize, &Dataset)| {
         let start = *start as u32;
-        let key = |row: usize| (row_hash(data.tokens.row(row), data.tokens.type_ids_of(row)), start + row as u32);
+        let key = |row: usize| (row_hash(&data.tokens.row(row), &data.tokens.type_ids_of(row)), start + row as u32);
         (0..data.len()).into_par_iter().map(key).collect::<Vec<_>>()
     };
     let keys = starts.iter().zip(splits.iter().map(|(_, data)| *data)).flat_map(keys_of).collect();
@@ -127,7 +127,7 @@ fn row_hash(ids: &[u32], type_ids: &[u8]) -> u64 {
 }
 
 fn truncation(name: &str, data: &Dataset) -> Option<String> {
-    let cut = data.tokens.truncated.iter().filter(|cut| **cut).count();
+    let cut = data.tokens.truncated();
     (cut as f64 > TRUNCATED_SHARE * data.len() as f64).then(|| {
         let cut = rows_of(cut, data.len());
         format!("{name}: {cut} longer than data.max_length; raise it if what they lose matters")
@@ -135,9 +135,12 @@ fn truncation(name: &str, data: &Dataset) -> Option<String> {
 }
 
 fn unknown_tokens(name: &str, data: &Dataset, frame: usize, unknown: u32) -> Option<String> {
-    let ids = &data.tokens.ids;
-    let count = ids.par_chunks(1 << 16).map(|ids| ids.iter().filter(|&&id| id == unknown).count()).sum::<usize>();
-    let words = ids.len().saturating_sub(data.len() * frame);
+    if data.tokens.distinct().binary_search(&unknown).is_err() {
+        return None;
+    }
+    let of_row = |row: usize| data.tokens.row(row).iter().filter(|&&id| id == unknown).count();
+    let count = (0..data.len()).into_par_iter().map(of_row).sum::<usize>();
+    let words = data.tokens.total().saturating_sub(data.len() * frame);
     let found = count as f64 > UNKNOWN_SHARE * words as f64;
     found.then(|| format!("{name}: {} of the tokens are unknown; {UNKNOWN_FIX}", share(count, words)))
 }
@@ -149,14 +152,12 @@ mod tests {
 
     /// Rows of token ids between 101 and 102, with classes.
     fn dataset(rows: &[(&[u32], u32)]) -> Dataset {
-        let mut tokens = Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: vec![false; rows.len()] };
-        for (ids, _) in rows {
-            tokens.ids.push(101);
-            tokens.ids.extend_from_slice(ids);
-            tokens.ids.push(102);
-            tokens.offsets.push(tokens.ids.len());
-        }
-        tokens.type_ids = vec![0; tokens.ids.len()];
+        let row = |(ids, _): &(&[u32], u32)| {
+            let ids = [&[101], *ids, &[102]].concat();
+            let type_ids = vec![0u8; ids.len()];
+            (ids, type_ids, false)
+        };
+        let tokens = Tokens::from_rows(rows.iter().map(row));
         let targets = Targets::Class(rows.iter().map(|r| r.1).collect());
         Dataset { tokens, targets, lines: (2..rows.len() as u64 + 2).collect(), file: "train.csv".into() }
     }
@@ -179,7 +180,8 @@ mod tests {
         let more: Vec<[u32; 2]> = (0..20).map(|i| [i, 500 + i]).collect();
         rows.extend(more.iter().map(|ids| (ids.as_slice(), 0)));
         let mut train = dataset(&rows);
-        train.tokens.truncated[4] = true;
+        let cut = |row| (train.tokens.row(row), train.tokens.type_ids_of(row), row == 4);
+        train.tokens = Tokens::from_rows((0..train.len()).map(cut));
         let eval = dataset(&[(&[1, 2], 0), (&[8], 0)]);
         let found = found(&[("train", &train), ("eval", &eval)]);
         let parts = [

@@ -138,7 +138,7 @@ impl<'a> View<'a> {
         let set = |i: usize| {
             let (split, row) = self.locate(rows[i]);
             let split = &self.scan.splits[split];
-            shingles(split.words(row), split.data.tokens.type_ids_of(row), &self.scan.special)
+            shingles(&split.words(row), &split.data.tokens.type_ids_of(row), &self.scan.special)
         };
         let mut near = near(&splits, &set, threshold);
         for edge in near.within.iter_mut().chain(&mut near.leaks) {
@@ -361,7 +361,7 @@ impl<'a> View<'a> {
 
     fn truncation(&self, split: usize, measures: &Measures) -> Option<Finding> {
         let (this, cut) = (&self.scan.splits[split], &measures.truncation);
-        let found = self.rows_where(split, |row| this.data.tokens.truncated[row]);
+        let found = self.rows_where(split, |row| this.data.tokens.is_truncated(row));
         if (found.len() as f64) <= TRUNCATED_SHARE * this.len() as f64 {
             return None;
         }

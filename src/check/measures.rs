@@ -180,10 +180,10 @@ fn histogram(sorted: &[u32]) -> Vec<Bin> {
 
 fn truncation(split: &Split, max_length: usize, p99: u32) -> Truncation {
     let before: u64 = split.lengths.iter().map(|&l| u64::from(l)).sum();
-    let lost = before - split.data.tokens.ids.len() as u64;
+    let lost = before - split.data.tokens.total() as u64;
     Truncation {
         max_length,
-        rows: split.data.tokens.truncated.iter().filter(|cut| **cut).count(),
+        rows: split.data.tokens.truncated(),
         tokens: lost,
         token_share: lost as f64 / before.max(1) as f64,
         max_length_for_99_percent: p99,

@@ -3,13 +3,14 @@
 
 use super::text;
 use crate::data::config::{DataConfig, EvalSource, TaskKind};
-use crate::data::labels::value_targets;
+use crate::data::labels::value;
 use crate::data::settings::{Files, OnBadRow};
 use crate::data::tokenize::Tokenizer;
 use crate::data::{Dataset, Example, LabelMap, ReadOptions, Reader, Skipped, Targets, Tokens, split_fraction};
 use crate::error::{Error, Result};
 use crate::rng::splitmix;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -183,23 +184,12 @@ fn classes(data: &DataConfig, train: &Split, labels: &[String], checkpoint: Opti
             in_train[*i as usize] = true;
         }
     }
-    let row = |(name, _): (&String, bool)| Example {
-        text: String::new(),
-        text_pair: None,
-        label: Some(name.clone()),
-        slice: None,
-        id: None,
-        row: 1,
-        line: 1,
-        file: Path::new("").into(),
-    };
-    let rows: Vec<Example> = labels.iter().zip(in_train).filter(|(_, known)| *known).map(row).collect();
-    match LabelMap::from_examples(&rows, checkpoint, &train.data.file) {
+    let known = labels.iter().zip(in_train).filter(|(_, known)| *known);
+    let names: Vec<String> = known.map(|(name, _)| name.clone()).collect();
+    match LabelMap::from_names(&names, checkpoint, &train.data.file) {
         Ok(map) => Ok(map.names().to_vec()),
-        Err(_) => match rows.into_iter().next().and_then(|e| e.label) {
-            Some(only) => Ok(vec![only]),
-            None => Err(Error::in_file(&train.data.file, "no row has a label")),
-        },
+        Err(_) if names.is_empty() => Err(Error::in_file(&train.data.file, "no row has a label")),
+        Err(_) => Ok(names),
     }
 }
 
@@ -232,19 +222,19 @@ impl Split {
         names: &mut Names,
     ) -> Result<()> {
         let unknown = tokenizer.unknown_id();
-        let mut first: Option<Example> = None;
+        let (mut first, mut parts): (Option<Example>, Vec<Tokens>) = (None, vec![]);
         loop {
             let chunk = reader.by_ref().take(CHUNK_ROWS).collect::<Result<Vec<Example>>>()?;
-            let Some(row) = chunk.first() else { return Ok(()) };
+            let Some(row) = chunk.first() else {
+                self.data.tokens = Tokens::concat(parts);
+                return Ok(());
+            };
             let first = first.get_or_insert_with(|| row.clone());
             self.constant_text &= chunk.iter().all(|e| e.text == first.text);
             self.constant_pair &= chunk.iter().all(|e| e.text_pair == first.text_pair);
-            self.add(&chunk, tokenizer, max_length, unknown)?;
+            parts.push(self.add(&chunk, tokenizer, max_length, unknown)?);
             let label = |e: &Example| match (task, e.label.as_deref()) {
-                (TaskKind::Regression, _) => match value_targets(std::slice::from_ref(e)) {
-                    Ok(Targets::Value(values)) => Label::Value(values[0]),
-                    _ => Label::Unusable,
-                },
+                (TaskKind::Regression, Some(number)) => value(number).map_or(Label::Unusable, Label::Value),
                 (TaskKind::Classification, Some(name)) if !name.trim().is_empty() => Label::Name(names.index(name)),
                 _ => Label::Unusable,
             };
@@ -258,7 +248,7 @@ impl Split {
     }
 
     fn empty(name: String, file: PathBuf) -> Self {
-        let tokens = Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: vec![] };
+        let tokens = Tokens::concat(vec![]);
         Self {
             name,
             data: Dataset { tokens, targets: Targets::None, lines: vec![], file },
@@ -276,33 +266,34 @@ impl Split {
         }
     }
 
-    fn add(&mut self, rows: &[Example], tokenizer: &Tokenizer, max_length: usize, unknown: Option<u32>) -> Result<()> {
+    /// Measures some rows; gives their tokens.
+    fn add(
+        &mut self,
+        rows: &[Example],
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        unknown: Option<u32>,
+    ) -> Result<Tokens> {
         // Also says when `max_length` leaves no room.
         let cut = tokenizer.encode(rows, max_length, &mut |_, _| Ok(()))?;
-        let long: Vec<Example> =
-            rows.iter().zip(&cut.truncated).filter(|(_, cut)| **cut).map(|(row, _)| row.clone()).collect();
+        let long: Vec<Example> = (0..rows.len()).filter(|&i| cut.is_truncated(i)).map(|i| rows[i].clone()).collect();
         let whole = tokenizer.encode(&long, UNLIMITED, &mut |_, _| Ok(()))?;
         let mut whole = (0..whole.len()).map(|i| whole.row(i));
         for row in 0..cut.len() {
             // A row that lost nothing is whole.
-            let ids = if cut.truncated[row] { whole.next().unwrap_or_default() } else { cut.row(row) };
+            let ids = if cut.is_truncated(row) { whole.next().unwrap_or_default() } else { cut.row(row) };
             self.lengths.push(ids.len() as u32);
             self.unknown.push(ids.iter().filter(|&&id| Some(id) == unknown).count() as u32);
         }
-        let first_row = self.data.len() as u32;
+        let first_row = self.data.lines.len() as u32;
         if let Some(unknown) = unknown {
-            let apart = (0..cut.len()).into_par_iter().filter(|&row| cut.row(row).contains(&unknown));
-            let apart = apart.map(|row| {
-                (first_row + row as u32, tell_apart(&rows[row], cut.row(row), cut.type_ids_of(row), unknown, tokenizer))
+            let apart = (0..cut.len()).into_par_iter().map(|row| (row, cut.row(row)));
+            let apart = apart.filter(|(_, ids)| ids.contains(&unknown)).map(|(row, ids)| {
+                let types = cut.type_ids_of(row);
+                (first_row + row as u32, tell_apart(&rows[row], &ids, &types, unknown, tokenizer))
             });
             self.told_apart.par_extend(apart);
         }
-        let tokens = &mut self.data.tokens;
-        let start = tokens.ids.len();
-        tokens.ids.extend_from_slice(&cut.ids);
-        tokens.type_ids.extend_from_slice(&cut.type_ids);
-        tokens.offsets.extend(cut.offsets[1..].iter().map(|end| start + end));
-        tokens.truncated.extend_from_slice(&cut.truncated);
         self.data.lines.extend(rows.iter().map(|e| e.line));
         for row in rows {
             // Rows of one file come one after the other.
@@ -325,7 +316,7 @@ impl Split {
         let read: Vec<_> = read.collect();
         self.keys.extend(read.iter().map(|(key, _)| *key));
         self.marks.extend(read.iter().map(|(_, marks)| *marks));
-        Ok(())
+        Ok(cut)
     }
 
     /// Rows.
@@ -339,10 +330,10 @@ impl Split {
     }
 
     /// The tokens of a row, unknown words told apart.
-    pub fn words(&self, row: usize) -> &[u32] {
+    pub fn words(&self, row: usize) -> Cow<'_, [u32]> {
         match self.told_apart.get(&(row as u32)) {
-            Some(ids) => ids,
-            None => self.data.tokens.row(row),
+            Some(ids) => Cow::Borrowed(ids),
+            None => Cow::Owned(self.data.tokens.row(row)),
         }
     }
 

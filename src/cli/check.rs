@@ -179,11 +179,12 @@ fn data_event(scan: &Scan, split: &Split) -> Event {
         set: split_of(&split.name).1.map(String::from),
         file: split.data.file.display().to_string(),
         rows: split.len(),
-        tokens: tokens.ids.len(),
+        tokens: tokens.total(),
         longest: tokens.lengths().into_iter().max().unwrap_or(0),
-        truncated: tokens.truncated.iter().filter(|cut| **cut).count(),
+        truncated: tokens.truncated(),
         labels: scan.classes.iter().cloned().zip(scan.class_counts(split)).collect(),
         skipped: split.skipped.clone(),
+        cached: false,
     }
 }
 

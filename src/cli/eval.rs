@@ -1,17 +1,16 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
-use super::prepare::{dataset, family};
+use super::prepare::{Loader, eval_set, family};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, TaskKind};
 use crate::data::labels::value_targets;
-use crate::data::slices::Slices;
-use crate::data::{Example, LabelMap};
+use crate::data::{LabelMap, Labels};
 use crate::error::Result;
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
-use crate::train::eval::{EvalSet, evaluate};
+use crate::train::eval::evaluate;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -68,14 +67,15 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     }
     let files = input_files("--data", &args.data)?;
     let file = files.name();
-    let (examples, skipped) = scoring.read_labelled(&files)?;
-    let targets = match task.kind {
-        TaskKind::Regression => value_targets(&examples)?,
-        TaskKind::Classification => label_map(&task.labels, &examples)?.targets(&examples, &file)?,
-    };
-    let slices = Slices::from_examples(&examples, &file)?;
-    let data = dataset(&scoring.pretrained, &scoring.tokenizer, &examples, targets, &file, scoring.max_length, ui)?;
-    let set = EvalSet { name: "eval".into(), data, slices };
+    let options = scoring.labelled_options(&files)?;
+    let loader = Loader::new(&scoring.pretrained, scoring.max_length);
+    // Which labels are right is known when all were seen.
+    let (mut loaded, _) = loader.load(&files, &options, &|_| Ok(()), ui)?;
+    let skipped = std::mem::take(&mut loaded.skipped);
+    let set = eval_set(&scoring.pretrained, "eval".into(), &files, loaded, |labels, places| match task.kind {
+        TaskKind::Regression => value_targets(labels, places),
+        TaskKind::Classification => label_map(&task.labels, labels)?.targets(labels, places),
+    })?;
     let (batch_size, threshold) = (scoring.batch_size, scoring.threshold());
     let result = evaluate(&mut scoring.model, &set, batch_size, threshold, ui)?;
     let per_second = result.samples as f64 / result.seconds;
@@ -125,9 +125,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
 const MOST_CLASSES: usize = 200;
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
-fn label_map(labels: &[String], examples: &[Example]) -> Result<LabelMap> {
+fn label_map(labels: &[String], found: &Labels) -> Result<LabelMap> {
     let generic = labels.iter().enumerate().all(|(i, l)| *l == format!("LABEL_{i}"));
-    let by_name = examples.iter().any(|e| e.label.as_ref().is_some_and(|l| labels.contains(l)));
+    let by_name = found.names().iter().any(|l| labels.contains(l));
     if generic && !by_name {
         return LabelMap::new((0..labels.len()).map(|i| i.to_string()).collect());
     }

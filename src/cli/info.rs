@@ -2,6 +2,7 @@
 
 use super::Globals;
 use super::ui::Ui;
+use crate::data::cache::directory;
 use crate::error::Result;
 use crate::ops::cpu::{Level, has_amx, has_avx512_bf16, level};
 use crate::ops::gemm::{Bf16Engine, bf16_engine};
@@ -22,6 +23,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let target = format!("{} {}", std::env::consts::ARCH, std::env::consts::OS);
     let features = cpu_features();
+    let cache = directory();
     if ui.is_json() {
         let has: serde_json::Map<_, _> = features.iter().map(|(name, has)| (name.to_string(), json!(has))).collect();
         return ui.out_json(&json!({
@@ -33,7 +35,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             "cpu_features": has,
             "kernels": kernels(),
             "bf16_products": bf16_engine().map(Bf16Engine::name),
-            "cache_paths": [],
+            "cache_paths": cache.as_slice(),
             "threads": globals.threads(),
         }));
     }
@@ -45,12 +47,16 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
          CPU features  {}\n\
          kernels       {}; bf16 products by {}\n\
          threads       {}\n\
-         cache paths   none: hub download is not in this version",
+         cache         {}",
         globals.device,
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
         kernels(),
         bf16_engine().map_or("none, computed in f32", Bf16Engine::name),
-        globals.threads()
+        globals.threads(),
+        cache.map_or_else(
+            || "none: none of BERTFT_CACHE, XDG_CACHE_HOME and HOME is set".into(),
+            |dir| format!("{} (tokens of large data files)", dir.display())
+        ),
     ))
 }
 

@@ -2,11 +2,15 @@
 
 use crate::check;
 use crate::config::RunConfig;
+use crate::data::cache::{Cache, LEAST_BYTES, directory, small_file};
 use crate::data::config::{EvalSource, TaskKind};
+use crate::data::labels::{value, value_targets};
+use crate::data::load::{LoadProgress, Watch};
+use crate::data::settings::{Files, STANDARD_INPUT};
 use crate::data::slices::Slices;
+use crate::data::tokens::Sha;
 use crate::data::{
-    Dataset, Example, LabelMap, ReadOptions, Reader, Skipped, Targets, Tokenizer, labels::value_targets,
-    settings::Files, split_fraction,
+    Dataset, LabelMap, Labels, Loaded, Places, ReadOptions, Skipped, Targets, Tokenizer, load, split_fraction,
 };
 use crate::error::{Error, Result};
 use crate::metrics::{Family, names};
@@ -15,8 +19,9 @@ use crate::train::config::metric_family;
 use crate::train::eval::EvalSet;
 use crate::train::eval_config::EvalConfig;
 use crate::train::log::{Event, Phase, Progress, Reporter, split_of};
+use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Everything read and tokenised.
 pub struct Prepared {
@@ -29,6 +34,8 @@ pub struct Prepared {
     pub test: Option<EvalSet>,
     /// `train.class_weights` in label order.
     pub class_weights: Option<Vec<f32>>,
+    /// SHA-256 of the data files whose content was read for it anyway.
+    pub contents: Vec<(PathBuf, Sha)>,
     /// What was left out of each split.
     skipped: HashMap<String, Skipped>,
     /// Special tokens of a row.
@@ -42,48 +49,54 @@ impl Prepared {
     pub fn new(config: &RunConfig, reporter: &mut dyn Reporter) -> Result<Self> {
         let pretrained = Pretrained::open(Path::new(&config.model.path))?;
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
-        let tokenizer = Tokenizer::load(pretrained.dir())?;
         let data = &config.data;
-        let mut skipped = HashMap::new();
+        let cache = directory().filter(|_| data.cache).map(Cache::open);
+        let loader = Loader { cache, ..Loader::new(&pretrained, data.max_length) };
         // What is only learnt from needs no groups.
         let splits = matches!(data.eval, Some(EvalSource::Fraction(_)));
-        let mut read = |split: &str, files: &Files| -> Result<Vec<Example>> {
+        let (mut contents, mut skipped) = (vec![], HashMap::new());
+        let mut load = |split: &str, files: &Files, rule: &Rule<'_>| {
             let slice = config.eval.slice_by.clone().filter(|_| splits || split != "train");
-            let mut reader = Reader::open_all(files.as_slice(), &ReadOptions { slice, ..data.read_options() })?;
-            let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
-            reader.check_not_empty(examples.len())?;
+            let options = ReadOptions { slice, ..data.read_options() };
+            let (mut loaded, sha256s) = loader.load(files, &options, rule, reporter)?;
+            contents.extend(sha256s);
             if split == "train" {
-                warn_of_unused(&reader.unused_renames(), reporter);
+                warn_of_unused(&loaded.unused_renames, reporter);
             }
-            skipped.insert(split.to_owned(), reader.skipped().clone());
-            Ok(examples)
+            skipped.insert(split.to_owned(), std::mem::take(&mut loaded.skipped));
+            Ok::<_, Error>(loaded)
         };
-        let train = read("train", &data.train)?;
-        let mut scored = vec![];
-        for (name, files) in data.eval_sets() {
-            scored.push((read(&name, files)?, files, name));
-        }
-        if let Some(files) = &data.test {
-            scored.push((read("test", files)?, files, "test".to_owned()));
-        }
-        let labels = match (config.task.kind, &data.labels) {
-            (TaskKind::Regression, _) => None,
-            (_, Some(names)) => Some(LabelMap::new(names.clone())?),
-            (_, None) => Some(LabelMap::from_examples(&train, pretrained.labels()?.as_deref(), &data.train.name())?),
+        let known = data.labels.clone().map(LabelMap::new).transpose()?;
+        let regression = config.task.kind == TaskKind::Regression;
+        let all = match &known {
+            _ if regression => load("train", &data.train, &|label| value(label).map(drop))?,
+            Some(map) => load("train", &data.train, &|label| map.class(label).map(drop))?,
+            None => load("train", &data.train, &|_| Ok(()))?,
         };
-        let mut load = |examples: Vec<Example>, files: &Files, name: String| {
-            let file = files.name();
-            let targets = match &labels {
-                Some(map) => map.targets(&examples, &file)?,
-                None => value_targets(&examples)?,
+        let labels = match known {
+            _ if regression => None,
+            Some(map) => Some(map),
+            None => Some(LabelMap::from_labels(&all.labels, pretrained.labels()?.as_deref(), &data.train.name())?),
+        };
+        let rule = |label: &str| match &labels {
+            Some(map) => map.class(label).map(drop),
+            None => value(label).map(drop),
+        };
+        let finish = |name: String, files: &Files, loaded: Loaded| {
+            let targets = |labels_of: &Labels, places: &Places| match &labels {
+                Some(map) => map.targets(labels_of, places),
+                None => value_targets(labels_of, places),
             };
-            let slices = Slices::from_examples(&examples, &file)?;
-            let data = dataset(&pretrained, &tokenizer, &examples, targets, &file, data.max_length, reporter)?;
-            Ok::<_, Error>(EvalSet { name, data, slices })
+            eval_set(&pretrained, name, files, loaded, targets)
         };
-        let all = load(train, &data.train, "train".to_owned())?;
-        let loaded = scored.into_iter().map(|(examples, files, name)| load(examples, files, name));
-        let mut eval = loaded.collect::<Result<Vec<_>>>()?;
+        let all = finish("train".into(), &data.train, all)?;
+        let mut scored = data.eval_sets();
+        scored.extend(data.test.as_ref().map(|files| ("test".to_owned(), files)));
+        let mut eval = vec![];
+        for (name, files) in scored {
+            let loaded = load(&name, files, &rule)?;
+            eval.push(finish(name, files, loaded)?);
+        }
         let test = if data.test.is_some() { eval.pop() } else { None };
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
@@ -100,8 +113,10 @@ impl Prepared {
         check_threshold(&task, &config.eval)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
+        let tokenizer = loader.tokenizer()?;
         let (frame, unknown) = (tokenizer.special_tokens_count(data.text_pair.is_some()), tokenizer.unknown_id());
-        Ok(Self { pretrained, task, train, eval, test, class_weights, skipped, frame, unknown })
+        drop(loader);
+        Ok(Self { pretrained, task, train, eval, test, class_weights, contents, skipped, frame, unknown })
     }
 
     /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
@@ -132,18 +147,19 @@ impl Prepared {
             set: split_of(name).1.map(String::from),
             file: data.file.display().to_string(),
             rows: data.len(),
-            tokens: data.tokens.ids.len(),
+            tokens: data.tokens.total(),
             longest: data.tokens.lengths().into_iter().max().unwrap_or(0),
-            truncated: data.tokens.truncated.iter().filter(|t| **t).count(),
+            truncated: data.tokens.truncated(),
             labels: labels(&data.targets),
             skipped: self.skipped.get(name).cloned().unwrap_or_default(),
+            cached: data.tokens.cached(),
         };
         self.splits().map(event).collect()
     }
 }
 
 /// A key of `rename_labels` that no row has is most likely misspelt.
-fn warn_of_unused(names: &[&str], reporter: &mut dyn Reporter) {
+fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
     for name in names {
         let message = format!("data.rename_labels has \"{name}\", which is the label of no training row");
         reporter.event(&Event::Warning { message });
@@ -179,31 +195,136 @@ fn check_threshold(task: &Task, config: &EvalConfig) -> Result<()> {
     }
 }
 
-/// Tokenises rows and checks their ids against the model.
-pub fn dataset(
-    pretrained: &Pretrained,
-    tokenizer: &Tokenizer,
-    examples: &[crate::data::Example],
-    targets: Targets,
-    file: &Path,
+/// Says what is wrong with a label, if anything.
+type Rule<'a> = dyn Fn(&str) -> Result<(), String> + 'a;
+
+/// Files to tokens of a model.
+pub struct Loader<'a> {
+    pretrained: &'a Pretrained,
     max_length: usize,
-    reporter: &mut dyn Reporter,
-) -> Result<Dataset> {
-    let tokens = tokenizer.encode(examples, max_length, &mut |done, total| {
-        reporter.progress(Progress {
-            phase: Phase::Tokenise,
-            done: done as u64,
-            total: total as u64,
-            loss: f64::NAN,
-            learning_rate: 0.0,
-            tokens_per_second: 0.0,
-        });
-        if reporter.interrupted() { Err(Error::Interrupted { resumable: false }) } else { Ok(()) }
-    })?;
+    /// Where tokens are kept between runs.
+    pub cache: Option<Cache>,
+    /// Read when there is something to tokenise.
+    tokenizer: OnceCell<Tokenizer>,
+}
+
+impl<'a> Loader<'a> {
+    /// Without a cache.
+    pub fn new(pretrained: &'a Pretrained, max_length: usize) -> Self {
+        Self { pretrained, max_length, cache: None, tokenizer: OnceCell::new() }
+    }
+
+    /// The rows of labelled files, from the cache if it has them, and the SHA-256 of the files if they were computed.
+    pub fn load(
+        &self,
+        files: &Files,
+        options: &ReadOptions,
+        labels: &Rule<'_>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<(Loaded, Vec<(PathBuf, Sha)>)> {
+        let Some(cache) = self.cache.as_ref().filter(|_| worth_keeping(files)) else {
+            return Ok((self.read(files, options, labels, reporter)?, vec![]));
+        };
+        let mut contents = vec![];
+        for file in files.iter() {
+            contents.push((file.clone(), cache.content(file, &mut || interrupted(reporter))?));
+        }
+        let tokenizer = small_file(&Tokenizer::file(self.pretrained.dir()))?;
+        let key = Cache::key(&contents, options, &tokenizer, self.max_length);
+        let loaded = match cache.get(&key, files.as_slice()) {
+            Some(loaded) => {
+                loaded.labels.map(&loaded.places, labels)?;
+                loaded
+            }
+            None => {
+                let loaded = self.read(files, options, labels, reporter)?;
+                if contents.iter().all(|(file, content)| content.is_current(file))
+                    && let Err(e) = cache.put(&key, &loaded)
+                {
+                    let message =
+                        format!("the tokens of {} are not kept for the next run: {e}", files.name().display());
+                    reporter.event(&Event::Warning { message });
+                }
+                loaded
+            }
+        };
+        Ok((loaded, contents.into_iter().map(|(file, content)| (file, content.sha256)).collect()))
+    }
+
+    /// Read when first asked for.
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        match self.tokenizer.get() {
+            Some(tokenizer) => Ok(tokenizer),
+            None => {
+                let loaded = Tokenizer::load(self.pretrained.dir())?;
+                Ok(self.tokenizer.get_or_init(|| loaded))
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        files: &Files,
+        options: &ReadOptions,
+        labels: &Rule<'_>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Loaded> {
+        let tokenizer = self.tokenizer()?;
+        let mut progress = |p: LoadProgress| {
+            report(reporter, p.rows, p.share);
+            interrupted(reporter)
+        };
+        let mut watch = Watch { progress: &mut progress, check_label: labels };
+        let loaded = load(files, options, tokenizer, self.max_length, &mut watch)?;
+        report(reporter, loaded.tokens.len() as u64, Some(1.0));
+        Ok(loaded)
+    }
+}
+
+/// Only files can be read twice, and only large ones are worth it.
+fn worth_keeping(files: &Files) -> bool {
+    let size = |file: &PathBuf| match std::fs::metadata(file) {
+        Ok(m) if m.is_file() && file != Path::new(STANDARD_INPUT) => Some(m.len()),
+        _ => None,
+    };
+    files.iter().map(size).sum::<Option<u64>>().is_some_and(|bytes| bytes >= LEAST_BYTES)
+}
+
+/// Rows so far, and as many in all as the share of the file lets expect.
+fn report(reporter: &mut dyn Reporter, rows: u64, share: Option<f64>) {
+    let total = match share {
+        Some(share) if share >= 1.0 => rows,
+        Some(share) if share > 0.0 => (rows as f64 / share) as u64 + 1,
+        _ => rows + 1,
+    };
+    reporter.progress(Progress {
+        phase: Phase::Tokenise,
+        done: rows,
+        total,
+        loss: f64::NAN,
+        learning_rate: 0.0,
+        tokens_per_second: 0.0,
+    });
+}
+
+fn interrupted(reporter: &dyn Reporter) -> Result<()> {
+    if reporter.interrupted() { Err(Error::Interrupted { resumable: false }) } else { Ok(()) }
+}
+
+/// Loaded rows with what `targets` makes of their labels and with their groups, the ids checked against the model.
+pub fn eval_set(
+    pretrained: &Pretrained,
+    name: String,
+    files: &Files,
+    loaded: Loaded,
+    targets: impl FnOnce(&Labels, &Places) -> Result<Targets>,
+) -> Result<EvalSet> {
+    let Loaded { tokens, labels, slices, places, .. } = loaded;
+    let targets = targets(&labels, &places)?;
     let shape = pretrained.encoder_config().embedding;
     tokens.check_ids(shape.vocab, shape.types)?;
-    let lines = examples.iter().map(|e| e.line).collect();
-    Ok(Dataset { tokens, targets, lines, file: file.into() })
+    let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
+    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new) })
 }
 
 /// The model must have a position for every token.

@@ -6,7 +6,7 @@ use super::{Globals, InputArgs};
 use crate::data::config::{Column, Format};
 use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
-use crate::data::{Example, ReadOptions, Reader, Skipped, Tokenizer, read_all};
+use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
 use crate::nn::workspace::Space;
@@ -152,10 +152,10 @@ impl Scoring {
         }
     }
 
-    /// All rows of labelled files, and what was skipped.
-    pub fn read_labelled(&self, files: &Files) -> Result<(Vec<Example>, Skipped)> {
+    /// How labelled files are read.
+    pub fn labelled_options(&self, files: &Files) -> Result<ReadOptions> {
         let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));
-        read_all(files.as_slice(), &self.read_options(first, true)?)
+        self.read_options(first, true)
     }
 }
 

@@ -4,6 +4,7 @@ use super::Globals;
 use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
+use crate::data::cache::{Content, hex};
 use crate::data::config::EvalSource;
 use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Dataset, Targets};
@@ -25,7 +26,6 @@ use clap::Args;
 use serde_json::json;
 use serde_json::map::Entry;
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -303,10 +303,7 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
 
 /// SHA-256 of a dataset as the model sees it: ids, row bounds and targets.
 fn digest(data: &Dataset) -> String {
-    let mut hash = Sha256::new();
-    hash.update(bytemuck::cast_slice::<u32, u8>(&data.tokens.ids));
-    hash.update(&data.tokens.type_ids);
-    data.tokens.offsets.iter().for_each(|&o| hash.update((o as u64).to_le_bytes()));
+    let mut hash = Sha256::new_with_prefix(data.tokens.digest());
     match &data.targets {
         Targets::Class(classes) => hash.update(bytemuck::cast_slice::<u32, u8>(classes)),
         Targets::Value(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
@@ -315,26 +312,21 @@ fn digest(data: &Dataset) -> String {
     hex(&hash.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// SHA-256 of a file, read piece by piece.
-fn sha256(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    let read = File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hash));
-    read.map_err(|e| Error::io(path, e))?;
-    Ok(hex(&hash.finalize()))
-}
-
 /// `run.json`: what the run was made from.
 fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: &Device) -> Result<String> {
     let mut files = serde_json::Map::new();
     for (key, path) in config.data.files() {
-        // Standard input cannot be read again.
-        let file = match path == Path::new(STANDARD_INPUT) {
-            true => json!({ "file": path }),
-            false => json!({ "file": path, "sha256": sha256(path)? }),
+        let known = prepared.contents.iter().find(|(file, _)| file == path).map(|(_, sha256)| *sha256);
+        let sha256 = match known {
+            Some(sha256) => Some(sha256),
+            None if path != Path::new(STANDARD_INPUT) && path.is_file() => {
+                Some(Content::read(path, &mut || Ok(()))?.sha256)
+            }
+            None => None, // standard input or a pipe, read once
+        };
+        let file = match sha256 {
+            Some(sha256) => json!({ "file": path, "sha256": hex(&sha256) }),
+            None => json!({ "file": path }),
         };
         // One file stands alone, several in a list.
         match files.entry(key.trim_start_matches("data.")) {

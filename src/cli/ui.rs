@@ -338,13 +338,14 @@ fn describe(event: &Event) -> Option<String> {
                 estimated_peak_rss_bytes >> 20
             )
         }
-        Event::Data { split, set, file, rows, tokens, longest, truncated, labels, skipped } => {
+        Event::Data { split, set, file, rows, tokens, longest, truncated, labels, skipped, cached } => {
             let split = full_name(split, set.as_deref());
             let cut = if *truncated > 0 { format!(", {truncated} truncated") } else { String::new() };
             let labels = if labels.is_empty() { String::new() } else { format!(", {} labels", labels.len()) };
+            let cached = if *cached { "; tokens from the cache" } else { "" };
             let skipped = skipped.describe().map_or_else(String::new, |s| format!("\nwarning: {split}: {s}"));
             format!(
-                "{split:<7} {file}: {rows} rows, {} tokens, longest {longest}{cut}{labels}{skipped}",
+                "{split:<7} {file}: {rows} rows, {} tokens, longest {longest}{cut}{labels}{cached}{skipped}",
                 count(*tokens)
             )
         }

@@ -244,6 +244,9 @@ pub struct DataConfig {
     /// Longest row in tokens, special tokens included; longer rows lose text. Default 128.
     #[serde(default = "max_length")]
     pub max_length: usize,
+    /// Whether the tokens of large files are kept for the next run. Default true.
+    #[serde(default = "yes")]
+    pub cache: bool,
 }
 
 fn text_columns() -> Columns {

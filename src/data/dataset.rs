@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::sampler::{Purpose, shuffle};
-use super::tokenize::Tokens;
+use super::tokens::Tokens;
 use crate::error::{Error, Result};
 
 /// What the model should predict, one entry a row.
@@ -78,7 +78,7 @@ impl Dataset {
         };
         batch.cu_seqlens.push(0);
         for &row in rows {
-            batch.ids.extend_from_slice(self.tokens.row(row));
+            self.tokens.copy_row(row, &mut batch.ids);
             batch.type_ids.extend(self.tokens.type_ids_of(row).iter().map(|&t| u32::from(t)));
             batch.positions.extend(0..self.tokens.len_of(row) as u32);
             batch.cu_seqlens.push(batch.ids.len() as u32);
@@ -180,12 +180,9 @@ mod tests {
 
     /// Three rows of 2, 3 and 1 tokens.
     fn dataset() -> Dataset {
-        let tokens = Tokens {
-            ids: vec![10, 11, 20, 21, 22, 30],
-            type_ids: vec![0, 0, 0, 1, 1, 0],
-            offsets: vec![0, 2, 5, 6],
-            truncated: vec![false, true, false],
-        };
+        let rows: [(&[u32], &[u8], bool); 3] =
+            [(&[10, 11], &[0, 0], false), (&[20, 21, 22], &[0, 1, 1], true), (&[30], &[0], false)];
+        let tokens = Tokens::from_rows(rows);
         Dataset { tokens, targets: Targets::Class(vec![0, 1, 2]), lines: vec![2, 4, 5], file: "train.csv".into() }
     }
 

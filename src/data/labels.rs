@@ -4,7 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use super::dataset::Targets;
-use super::example::Example;
+use super::places::Places;
+use super::tokens::Array;
 use super::{did_you_mean, listed, shortened};
 use crate::error::{Error, Result};
 
@@ -43,19 +44,17 @@ impl LabelMap {
     /// all are integers. `1` and `1.0` are one class, named `1`; `true` and `True` are one, named `true`.
     ///
     /// # Errors
-    /// When a row has no label or an empty one, or all rows have the same.
-    pub fn from_examples(examples: &[Example], checkpoint: Option<&[String]>, file: &Path) -> Result<Self> {
-        let mut distinct = BTreeSet::new();
-        for example in examples {
-            let label = label_of(example)?;
-            if label.trim().is_empty() {
-                let message = "the label is empty; fix the row or drop it";
-                return Err(Error::at_line(&example.file, example.line, message));
-            }
-            if !distinct.contains(label) {
-                distinct.insert(label.to_owned());
-            }
-        }
+    /// When all rows have the same label.
+    pub fn from_labels(labels: &Labels, checkpoint: Option<&[String]>, file: &Path) -> Result<Self> {
+        Self::from_names(&labels.names, checkpoint, file)
+    }
+
+    /// The same from the label strings alone.
+    ///
+    /// # Errors
+    /// When there is only one.
+    pub fn from_names(names: &[String], checkpoint: Option<&[String]>, file: &Path) -> Result<Self> {
+        let distinct: BTreeSet<String> = names.iter().cloned().collect();
         let mut names: Vec<String> = distinct.iter().filter(|n| !is_spelt_plainer(n, &distinct)).cloned().collect();
         if let Some(map) = checkpoint.and_then(|c| Self::new(c.to_vec()).ok())
             && map.is_onto(&names)
@@ -96,28 +95,26 @@ impl LabelMap {
         self.by_name.get(name).or_else(by_plain).copied()
     }
 
+    /// The class of that name, or what is wrong with it.
+    pub fn class(&self, name: &str) -> Result<u32, String> {
+        let index = self.index(name).ok_or_else(|| {
+            let names = || self.names.iter().map(String::as_str);
+            let meant = did_you_mean(name, names());
+            format!(
+                "label \"{}\" is not one of {}{meant}; fix the row or set data.labels",
+                shortened(name),
+                listed(names())
+            )
+        })?;
+        u32::try_from(index).map_err(|_| "there are more than 2^32 classes".into())
+    }
+
     /// The class of every row.
     ///
     /// # Errors
-    /// When a row has no label or one that is not in the map.
-    pub fn targets(&self, examples: &[Example], file: &Path) -> Result<Targets> {
-        let class = |example: &Example| {
-            let label = label_of(example)?;
-            let index = self.index(label).ok_or_else(|| self.unknown(label, example))?;
-            u32::try_from(index).map_err(|_| Error::in_file(file, "there are more than 2^32 classes"))
-        };
-        examples.iter().map(class).collect::<Result<_>>().map(Targets::Class)
-    }
-
-    fn unknown(&self, label: &str, example: &Example) -> Error {
-        let names = || self.names.iter().map(String::as_str);
-        let meant = did_you_mean(label, names());
-        let message = format!(
-            "label \"{}\" is not one of {}{meant}; fix the row or set data.labels",
-            shortened(label),
-            listed(names())
-        );
-        Error::at_line(&example.file, example.line, message)
+    /// When a row's label is not in the map.
+    pub fn targets(&self, labels: &Labels, places: &Places) -> Result<Targets> {
+        labels.map(places, |name| self.class(name)).map(Targets::Class)
     }
 
     /// Whether every name is another class of this map and every class is named.
@@ -130,23 +127,56 @@ impl LabelMap {
 /// The number of every row, for regression.
 ///
 /// # Errors
-/// When a row has no label or one that is not a finite f32.
-pub fn value_targets(examples: &[Example]) -> Result<Targets> {
-    let value = |example: &Example| {
-        let label = label_of(example)?;
-        label.trim().parse::<f32>().ok().filter(|v| v.is_finite()).ok_or_else(|| {
-            let message =
-                format!("label \"{}\" is not a finite number, which regression needs; fix the row", shortened(label));
-            Error::at_line(&example.file, example.line, message)
-        })
-    };
-    examples.iter().map(value).collect::<Result<_>>().map(Targets::Value)
+/// When a row's label is not a finite f32.
+pub fn value_targets(labels: &Labels, places: &Places) -> Result<Targets> {
+    labels.map(places, value).map(Targets::Value)
 }
 
-fn label_of(example: &Example) -> Result<&str> {
-    let missing =
-        || Error::at_line(&example.file, example.line, "the row has no label; set data.label to the label column");
-    example.label.as_deref().ok_or_else(missing)
+/// The finite number that a label spells, or what is wrong with it.
+pub fn value(label: &str) -> Result<f32, String> {
+    label.trim().parse::<f32>().ok().filter(|v| v.is_finite()).ok_or_else(|| {
+        format!("label \"{}\" is not a finite number, which regression needs; fix the row", shortened(label))
+    })
+}
+
+/// The labels of some rows as their files write them (or another column's values): each string once, and its number for
+/// every row.
+#[derive(Default)]
+pub struct Labels {
+    /// In the order of their first rows.
+    pub(super) names: Vec<String>,
+    pub(super) codes: Array<u32>,
+}
+
+impl Labels {
+    /// Each label once, in the order of their first rows.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.codes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.codes.is_empty()
+    }
+
+    /// What `value` makes of each row's label; it is asked once a label.
+    ///
+    /// # Errors
+    /// Its message for the first row that it refuses.
+    pub fn map<T: Copy>(&self, places: &Places, value: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>> {
+        let mut values = Vec::with_capacity(self.names.len());
+        for (code, name) in (0u32..).zip(&self.names) {
+            values.push(value(name).map_err(|message| {
+                let row = self.codes.iter().position(|&c| c == code).unwrap_or(0);
+                places.error(row, message)
+            })?);
+        }
+        Ok(self.codes.iter().map(|&code| values[code as usize]).collect())
+    }
 }
 
 /// Whether a name such as `1.0` stands beside its plain form `1`.
@@ -176,23 +206,24 @@ fn as_integer(name: &str) -> Option<i64> {
 mod tests {
     use super::*;
 
-    fn rows(labels: &[&str]) -> Vec<Example> {
-        let example = |(i, label): (usize, &&str)| Example {
-            text: "t".into(),
-            text_pair: None,
-            label: Some((*label).to_owned()),
-            slice: None,
-            id: None,
-            row: i as u64 + 1,
-            line: i as u64 + 2,
-            file: Path::new("train.csv").into(),
+    /// The labels of a file whose rows begin on line 2.
+    fn rows(labels: &[&str]) -> (Labels, Places) {
+        let mut names: Vec<String> = vec![];
+        let code = |label: &&str| {
+            names.iter().position(|n| n == label).unwrap_or_else(|| {
+                names.push((*label).to_owned());
+                names.len() - 1
+            }) as u32
         };
-        labels.iter().enumerate().map(example).collect()
+        let codes = Array::Owned(labels.iter().map(code).collect());
+        let mut places = Places::new(&["train.csv".into()]);
+        (2..labels.len() as u64 + 2).for_each(|line| places.push(0, line));
+        (Labels { names, codes }, places)
     }
 
     fn map(labels: &[&str], checkpoint: Option<&[&str]>) -> Result<LabelMap> {
         let checkpoint: Option<Vec<String>> = checkpoint.map(|c| c.iter().map(|s| s.to_string()).collect());
-        LabelMap::from_examples(&rows(labels), checkpoint.as_deref(), Path::new("train.csv"))
+        LabelMap::from_labels(&rows(labels).0, checkpoint.as_deref(), Path::new("train.csv"))
     }
 
     #[test]
@@ -229,12 +260,13 @@ mod tests {
     #[test]
     fn an_unknown_label_is_named_with_its_place_and_the_nearest() {
         let labels = LabelMap::new(vec!["negative".into(), "positive".into()]).unwrap();
-        let rows = rows(&["positive", "postive"]);
+        let (bad, places) = rows(&["positive", "positive", "postive", "x"]);
         assert_eq!(
-            labels.targets(&rows, Path::new("train.csv")).unwrap_err().to_string(),
-            "train.csv:3: label \"postive\" is not one of [negative, positive] (did you mean \"positive\"?); fix the row or set data.labels"
+            labels.targets(&bad, &places).unwrap_err().to_string(),
+            "train.csv:4: label \"postive\" is not one of [negative, positive] (did you mean \"positive\"?); fix the row or set data.labels"
         );
-        assert_eq!(labels.targets(&rows[..1], Path::new("t")).unwrap(), Targets::Class(vec![1]));
+        let (good, places) = rows(&["positive", "negative", "positive"]);
+        assert_eq!(labels.targets(&good, &places).unwrap(), Targets::Class(vec![1, 0, 1]));
     }
 
     #[test]
@@ -242,20 +274,16 @@ mod tests {
         assert!(LabelMap::new(vec![]).is_err());
         assert!(LabelMap::new(vec!["a".into(), "a".into()]).unwrap_err().to_string().contains("twice"));
         assert!(map(&["a", "a"], None).unwrap_err().to_string().contains("at least two classes"));
-        assert_eq!(map(&["a", " "], None).unwrap_err().to_string().split(": ").next(), Some("train.csv:3"));
-        let mut none = rows(&["a", "b"]);
-        none[1].label = None;
-        assert!(
-            LabelMap::from_examples(&none, None, Path::new("t")).unwrap_err().to_string().starts_with("train.csv:3: ")
-        );
     }
 
     #[test]
     fn regression_reads_finite_numbers() {
-        let values = value_targets(&rows(&["1", "-2.5", " 3e-1 "])).unwrap();
-        assert_eq!(values, Targets::Value(vec![1.0, -2.5, 0.3]));
+        let (labels, places) = rows(&["1", "-2.5", " 3e-1 ", "1"]);
+        let values = value_targets(&labels, &places).unwrap();
+        assert_eq!(values, Targets::Value(vec![1.0, -2.5, 0.3, 1.0]));
         for wrong in ["", "x", "nan", "inf", "1e99", "1,5"] {
-            let message = value_targets(&rows(&["1", wrong])).unwrap_err().to_string();
+            let (labels, places) = rows(&["1", wrong]);
+            let message = value_targets(&labels, &places).unwrap_err().to_string();
             assert!(message.starts_with("train.csv:3: ") && message.contains("finite number"), "{message}");
         }
     }

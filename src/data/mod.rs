@@ -1,22 +1,30 @@
-//! From files to batches: `reader` (files to [`Example`]s) → `labels` (strings to targets) → `tokenize` (texts to ids)
-//! → `dataset` (packed batches) ← `sampler` (which rows, in which order). Nothing here knows a model or a tensor.
+//! From files to batches: `load` drives `reader` (files to [`Example`]s) and `tokenize` (texts to ids) on all threads, `cache`
+//! keeps what it makes → `labels` (strings to targets) → `dataset` (packed batches) ← `sampler` (which rows, in which
+//! order). Nothing here knows a model or a tensor.
 
+pub mod cache;
 pub mod config;
 pub mod dataset;
 pub mod example;
 pub mod labels;
+pub mod load;
+pub mod places;
 pub mod reader;
 pub mod sampler;
 pub mod settings;
 pub mod slices;
 pub mod tokenize;
+pub mod tokens;
 mod words;
 
 pub use dataset::{Batch, Dataset, Targets, split_fraction};
 pub use example::Example;
-pub use labels::LabelMap;
-pub use reader::{ReadOptions, Reader, Skipped, read_all, read_examples};
-pub use tokenize::{Tokenizer, Tokens};
+pub use labels::{LabelMap, Labels};
+pub use load::{Loaded, load};
+pub use places::Places;
+pub use reader::{ReadOptions, Reader, Skipped};
+pub use tokenize::Tokenizer;
+pub use tokens::Tokens;
 
 use crate::suggest::nearest;
 

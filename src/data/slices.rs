@@ -1,12 +1,9 @@
 //! Rows grouped by the value of a column, for metrics of each group.
 
-use super::example::Example;
-use crate::error::{Error, Result};
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use super::labels::Labels;
 
 /// More groups than this are no groups: the column is an id or a text.
-const MOST: usize = 1000;
+pub(super) const MOST: usize = 1000;
 
 /// Which group each row of a data set belongs to.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,23 +15,16 @@ pub struct Slices {
 }
 
 impl Slices {
-    /// The groups of rows that were read with [`super::ReadOptions::slice`]; `None` when they were read without.
-    ///
-    /// # Errors
-    /// When the column has more than 1000 values.
-    pub fn from_examples(examples: &[Example], file: &Path) -> Result<Option<Self>> {
-        let Some(column) = examples.iter().map(|e| e.slice.as_deref()).collect::<Option<Vec<&str>>>() else {
-            return Ok(None);
-        };
-        let distinct: BTreeSet<&str> = column.iter().copied().collect();
-        if distinct.len() > MOST {
-            let message =
-                format!("eval.slice_by has {} values, expected at most {MOST}; give another column", distinct.len());
-            return Err(Error::in_file(file, message));
+    /// The groups of rows with these values of the column.
+    pub fn new(column: &Labels) -> Self {
+        let mut order: Vec<(&String, usize)> = column.names.iter().zip(0..).collect();
+        order.sort();
+        let mut index = vec![0; order.len()];
+        for (new, &(_, old)) in (0u32..).zip(&order) {
+            index[old] = new;
         }
-        let index: BTreeMap<&str, u32> = distinct.iter().copied().zip(0..).collect();
-        let of_row = column.iter().map(|value| index[value]).collect();
-        Ok(Some(Self { values: distinct.into_iter().map(String::from).collect(), of_row }))
+        let of_row = column.codes.iter().map(|&code| index[code as usize]).collect();
+        Self { values: order.into_iter().map(|(value, _)| value.clone()).collect(), of_row }
     }
 
     /// Of these rows (each below their number) in this order.
@@ -54,32 +44,14 @@ impl Slices {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tokens::Array;
     use super::*;
-
-    fn rows(values: &[Option<&str>]) -> Vec<Example> {
-        let example = |(i, slice): (usize, &Option<&str>)| Example {
-            text: String::new(),
-            text_pair: None,
-            label: None,
-            slice: slice.map(String::from),
-            id: None,
-            row: i as u64 + 1,
-            line: i as u64 + 2,
-            file: Path::new("").into(),
-        };
-        values.iter().enumerate().map(example).collect()
-    }
 
     #[test]
     fn groups_are_sorted_and_hold_their_rows() {
-        let file = Path::new("dev.csv");
-        let slices = Slices::from_examples(&rows(&[Some("b"), Some("a"), Some(""), Some("b")]), file).unwrap().unwrap();
+        let names = ["b", "a", ""].map(String::from).to_vec();
+        let slices = Slices::new(&Labels { names, codes: Array::Owned(vec![0, 1, 2, 0]) });
         assert_eq!(slices.groups(), [("", vec![2]), ("a", vec![1]), ("b", vec![0, 3])]);
         assert_eq!(slices.subset(&[3, 1]).groups(), [("a", vec![1]), ("b", vec![0])]);
-        assert_eq!(Slices::from_examples(&rows(&[None]), file).unwrap(), None);
-        let ids: Vec<String> = (0..1001).map(|i| i.to_string()).collect();
-        let ids: Vec<Option<&str>> = ids.iter().map(|i| Some(i.as_str())).collect();
-        let message = Slices::from_examples(&rows(&ids), file).unwrap_err().to_string();
-        assert!(message.starts_with("dev.csv: ") && message.contains("1001 values"), "{message}");
     }
 }

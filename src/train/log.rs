@@ -57,6 +57,8 @@ pub enum Event {
         /// Rows that could not be read (`data.on_bad_row = "skip"`): `skipped` of them, the first ten in `skipped_rows`.
         #[serde(flatten)]
         skipped: Skipped,
+        /// Whether the tokens were kept from an earlier run.
+        cached: bool,
     },
     /// Every `logging_steps` optimizer steps: mean loss since the last such event.
     Step {

@@ -29,7 +29,7 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
         tokens,
         eval_tokens: eval_tokens.max().unwrap_or(0),
         rows,
-        words: distinct(&data.tokens.ids),
+        words: data.tokens.distinct(),
         page_bytes: page_bytes(),
         weight_decay: config.weight_decay,
         recompute: config.gradient_checkpointing,
@@ -54,13 +54,6 @@ fn largest_batch(data: &Dataset, config: &TrainConfig) -> (usize, usize) {
         }
     }
     (tokens, rows)
-}
-
-/// Each id once, ascending.
-fn distinct(ids: &[u32]) -> Vec<u32> {
-    let mut seen = vec![false; ids.iter().max().map_or(0, |&m| m as usize + 1)];
-    ids.iter().for_each(|&id| seen[id as usize] = true);
-    (0..).zip(seen).filter(|(_, seen)| *seen).map(|(id, _)| id).collect()
 }
 
 /// The unit in which the system hands out large allocations: huge pages where Linux has them, as the allocator asks for

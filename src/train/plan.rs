@@ -21,7 +21,7 @@ impl Epoch {
         let per_step = config.gradient_accumulation_steps;
         let batch_rows = match config.batch_tokens {
             // Of a batch of rows of average length: only how far grouping by length looks depends on it.
-            Some(budget) => (budget * data.len() / data.tokens.ids.len().max(1)).max(1),
+            Some(budget) => (budget * data.len() / data.tokens.total().max(1)).max(1),
             None => config.batch_size.unwrap_or(DEFAULT_BATCH_SIZE),
         };
         let order = if config.group_by_length {
@@ -157,13 +157,7 @@ mod tests {
 
     /// Rows of these lengths.
     fn rows(lengths: &[usize]) -> Dataset {
-        let mut tokens =
-            Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: vec![false; lengths.len()] };
-        for length in lengths {
-            tokens.ids.extend(vec![1; *length]);
-            tokens.type_ids.extend(vec![0; *length]);
-            tokens.offsets.push(tokens.ids.len());
-        }
+        let tokens = Tokens::from_rows(lengths.iter().map(|&n| (vec![1; n], vec![0; n], false)));
         let targets = Targets::Class(vec![0; lengths.len()]);
         Dataset { tokens, targets, lines: vec![1; lengths.len()], file: "t".into() }
     }

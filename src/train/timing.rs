@@ -86,7 +86,7 @@ pub fn time_steps(
         tokens.push(window.iter().map(|b| b.ids.len()).sum::<usize>() as f64);
     }
     let tokens_per_second = tokens.iter().sum::<f64>() / seconds.iter().sum::<f64>();
-    let step_tokens = train.tokens.ids.len() as f64 / steps.max(1) as f64;
+    let step_tokens = train.tokens.total() as f64 / steps.max(1) as f64;
     let step_seconds = step_tokens / tokens_per_second;
     let train_seconds = step_seconds * total_steps as f64;
     let eval_seconds = time_evaluation(model, scored, config, budget / 4)?;
@@ -130,7 +130,7 @@ fn time_evaluation(model: &mut Model, scored: &[Scored], config: &TrainConfig, b
                 break;
             }
         }
-        total += seconds / tokens.max(1) as f64 * scored.data.tokens.ids.len() as f64 * scored.times as f64;
+        total += seconds / tokens.max(1) as f64 * scored.data.tokens.total() as f64 * scored.times as f64;
     }
     Ok(total)
 }

@@ -24,12 +24,7 @@ pub fn fixture(case: &str, file: &str) -> PathBuf {
 pub fn dataset(case: &str) -> Dataset {
     let file = fixture(case, "batch.json");
     let rows: Vec<Row> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    let mut tokens = Tokens { ids: vec![], type_ids: vec![], offsets: vec![0], truncated: vec![] };
-    for row in &rows {
-        tokens.ids.extend(&row.input_ids);
-        tokens.type_ids.extend(&row.token_type_ids);
-        tokens.offsets.push(tokens.ids.len());
-    }
+    let tokens = Tokens::from_rows(rows.iter().map(|row| (&row.input_ids, &row.token_type_ids, false)));
     let targets = if case == "regression" {
         Targets::Value(rows.iter().map(|r| r.label as f32).collect())
     } else {

@@ -1,4 +1,4 @@
-//! Data files to [`Example`]s, one file a format. [`Reader`] streams, [`read_examples`] and [`read_all`] collect.
+//! Data files to [`Example`]s, one file a format. [`Reader`] streams them.
 //!
 //! `source` undoes compression and encoding, `lines` counts and checks lines; on them stand csv and tsv (`delimited`),
 //! jsonl (one object a line), lines taken apart by a regular expression (`pattern`), and, where no format is set, plain
@@ -20,8 +20,9 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use self::delimited::Delimited;
 use self::jsonl::JsonLines;
@@ -35,38 +36,19 @@ use super::labels::plain;
 use super::settings::{OnBadRow, STANDARD_INPUT};
 use crate::error::{Error, Result};
 
-/// All rows of a file.
-///
-/// # Errors
-/// What [`Reader`] reports, and a file without rows.
-pub fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
-    Ok(read_all(&[path.as_ref().to_owned()], options)?.0)
-}
-
-/// All rows of several files in their order, and what was skipped.
-///
-/// # Errors
-/// What [`Reader`] reports, and files that have no row between them.
-pub fn read_all(files: &[PathBuf], options: &ReadOptions) -> Result<(Vec<Example>, Skipped)> {
-    let mut reader = Reader::open_all(files, options)?;
-    let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
-    reader.check_not_empty(examples.len())?;
-    Ok((examples, reader.skipped))
-}
-
 /// Rows that [`OnBadRow::Skip`] left out.
-#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Skipped {
     /// How many.
     #[serde(rename = "skipped")]
     pub rows: u64,
     /// The first ten.
-    #[serde(rename = "skipped_rows", skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "skipped_rows", default, skip_serializing_if = "Vec::is_empty")]
     pub first: Vec<SkippedRow>,
 }
 
 /// A row left out, and why.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SkippedRow {
     pub file: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,6 +135,8 @@ pub struct Reader {
     rows: Option<Rows>,
     /// Those still to read.
     files: VecDeque<PathBuf>,
+    /// How many were opened.
+    opened: usize,
     /// The first file, for messages about all.
     first: PathBuf,
     row: u64,
@@ -160,6 +144,7 @@ pub struct Reader {
     skipped: Skipped,
     /// Labels that were renamed.
     renamed: BTreeSet<String>,
+    bytes_read: Arc<AtomicU64>,
 }
 
 enum Rows {
@@ -192,6 +177,16 @@ impl Reader {
         Ok(reader)
     }
 
+    /// Bytes of the files that were read so far, a little ahead of the rows; streams and Parquet do not count.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Index of the file being read, which is that of the last row.
+    pub(super) fn file_index(&self) -> usize {
+        self.opened.saturating_sub(1)
+    }
+
     /// Reads a stream; `name` stands for the file in messages. Without a format in `options` it waits for the first
     /// line to choose one.
     ///
@@ -213,11 +208,13 @@ impl Reader {
             options: options.clone(),
             rows: None,
             files: VecDeque::new(),
+            opened: 0,
             first,
             row: 0,
             done: false,
             skipped: Skipped::default(),
             renamed: BTreeSet::new(),
+            bytes_read: Arc::default(),
         }
     }
 
@@ -246,10 +243,11 @@ impl Reader {
     /// Goes to the next file; `false` when there is none.
     fn next_file(&mut self) -> Result<bool> {
         let Some(path) = self.files.pop_front() else { return Ok(false) };
+        self.opened += 1;
         self.rows = Some(if path == Path::new(STANDARD_INPUT) {
-            Rows::of_stream(Box::new(std::io::stdin()), PathBuf::from("standard input").into(), &self.options)?
+            Rows::of_stream(Box::new(std::io::stdin()), name_of(&path).into(), &self.options)?
         } else {
-            Rows::of_file(path, &self.options)?
+            Rows::of_file(path, &self.options, &self.bytes_read)?
         });
         Ok(true)
     }
@@ -317,12 +315,12 @@ impl Iterator for Reader {
 }
 
 impl Rows {
-    fn of_file(path: PathBuf, options: &ReadOptions) -> Result<Self> {
-        let file = open_file(&path)?;
+    fn of_file(path: PathBuf, options: &ReadOptions, bytes_read: &Arc<AtomicU64>) -> Result<Self> {
+        let file = Counted { file: open_file(&path)?, bytes: Arc::clone(bytes_read) };
         let format = options.format_for(&path)?;
         let (compression, _) = extensions(&path);
         if format == Some(Format::Parquet) {
-            return Self::of_parquet(file, path, compression, options);
+            return Self::of_parquet(file.file, path, compression, options);
         }
         Self::new(Box::new(file), path.into(), compression, Some(format), options)
     }
@@ -409,6 +407,11 @@ fn only_texts(lines: &Lines, lacks: &str) -> Error {
     Error::in_file(lines.file(), message)
 }
 
+/// What messages call a file.
+pub(super) fn name_of(path: &Path) -> PathBuf {
+    if path == Path::new(STANDARD_INPUT) { "standard input".into() } else { path.into() }
+}
+
 /// How a file is compressed, and the extension that tells its format, in lower case: of `a.csv.gz`, `csv`.
 fn extensions(path: &Path) -> (Option<Compression>, String) {
     let lower = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
@@ -444,6 +447,20 @@ pub fn is_utf8(path: &Path) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// A file that counts what is read of it.
+struct Counted {
+    file: File,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read(to)?;
+        self.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
 }
 
 fn open_file(path: &Path) -> Result<File> {

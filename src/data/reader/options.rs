@@ -64,7 +64,7 @@ impl Default for ReadOptions {
 
 impl ReadOptions {
     /// The format of a file, `None` for one text a line.
-    pub(super) fn format_for(&self, path: &Path) -> Result<Option<Format>> {
+    pub(in crate::data) fn format_for(&self, path: &Path) -> Result<Option<Format>> {
         let set = self.format.or(self.pattern.as_ref().map(|_| Format::Pattern));
         if set.is_some() {
             return Ok(set);
@@ -106,7 +106,7 @@ pub enum Naming {
 
 impl Naming {
     /// The option itself: `data.text_pair` or `--text-pair`.
-    pub(super) fn key(self, name: &str) -> String {
+    pub(in crate::data) fn key(self, name: &str) -> String {
         match self {
             Self::Config if name == "slice_by" => "eval.slice_by".into(),
             Self::Config => format!("data.{name}"),

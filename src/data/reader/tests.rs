@@ -28,6 +28,14 @@ fn indexed(text: usize, label: Option<usize>) -> ReadOptions {
     ReadOptions { text, label: label.map(Column::Index), header: false, ..ReadOptions::default() }
 }
 
+/// All rows of a file.
+fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
+    let mut reader = Reader::open(path, options)?;
+    let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
+    reader.check_not_empty(examples.len())?;
+    Ok(examples)
+}
+
 /// Reads bytes as a file of that name.
 fn read(name: &str, bytes: impl AsRef<[u8]>, options: &ReadOptions) -> Result<Vec<Example>> {
     let dir = tempfile::tempdir().unwrap();

@@ -140,11 +140,12 @@ fn several_files_are_one_after_the_other_with_headers_and_places_of_their_own() 
         write("3.csv", b"text,label\n"),
         write("4.jsonl.gz", &gz(b"{\"text\":\"c\",\"label\":1.0}\n")),
     ];
-    let (examples, _) = read_all(&files, &labelled()).unwrap();
+    let read_all = |files: &[PathBuf]| Reader::open_all(files, &labelled())?.collect::<Result<Vec<_>>>();
+    let examples = read_all(&files).unwrap();
     assert_eq!(summary(&examples), [("a", "x", 1, 2), ("b", "y", 2, 2), ("c", "1", 3, 1)]);
     assert_eq!(&*examples[1].file, files[1]);
     let broken = write("5.csv", b"text,label\nd\n");
-    let found = read_all(&[files[0].clone(), broken.clone()], &labelled()).unwrap_err().to_string();
+    let found = read_all(&[files[0].clone(), broken.clone()]).unwrap_err().to_string();
     assert!(found.starts_with(&format!("{}:2: ", broken.display())), "{found}");
 }
 
