@@ -113,6 +113,46 @@ fn a_resumed_run_may_find_its_tokens_in_the_cache() {
 }
 
 #[test]
+fn several_files_with_groups_skipped_rows_and_unused_names_are_one_entry() {
+    let w = Workplace::new();
+    let cache = w.path("cache");
+    w.write("more.csv", "text,label\na cow,good\nragged\na pig,bad\n");
+    let flags = [
+        "--set=data.train=[\"train.csv\", \"more.csv\"]",
+        "--set=data.on_bad_row=skip",
+        "--set=data.eval=0.5",
+        "--set=data.rename_labels={ dreadful = \"bad\" }",
+        "--set=eval.slice_by=label",
+    ];
+    let (data, cached, warnings) = w.dry_run(&cache, &flags);
+    assert_eq!((&cached[..], warnings.len()), (&[false, false][..], 1));
+    assert_eq!(data[0]["skipped"], 1);
+    let skipped = &data[0]["skipped_rows"][0];
+    assert!(skipped["file"].as_str().unwrap().ends_with("more.csv") && skipped["line"] == 3, "{skipped}");
+    assert_eq!(w.dry_run(&cache, &flags), (data, vec![true, true], warnings));
+    assert_eq!(w.entries(&cache).len(), 1);
+    let ran = w.run(
+        &cache,
+        &[&["train", "--config", "cls.toml", "--json", "--set=train.max_steps=1", "--output=other"], &flags[..]]
+            .concat(),
+    );
+    let out = String::from_utf8(ran.stdout).unwrap();
+    assert!(ran.status.success() && out.contains("\"slices\":{\"bad\":"), "{out}");
+    let manifest: Value = serde_json::from_slice(&fs::read(w.path("other/run.json")).unwrap()).unwrap();
+    let sha256 = |i: usize| manifest["data"]["train"][i]["sha256"].as_str().unwrap().to_owned();
+    assert!(sha256(0).len() == 64 && sha256(0) != sha256(1), "{manifest}");
+    // The order of the files is that of the rows, and the last file's rows are named by it from the cache too.
+    let swapped = "--set=data.train=[\"more.csv\", \"train.csv\"]";
+    assert_eq!(w.dry_run(&cache, &[&flags[1..], &[swapped]].concat()).1, [false, false]);
+    w.write("more.csv", "text,label\na cow,good\nragged\na pig,odd\n");
+    assert_eq!(w.dry_run(&cache, &flags).1, [false, false]);
+    let labels = "--set=data.labels=[\"good\", \"bad\"]";
+    let refused = w.run(&cache, &[&["train", "--config", "cls.toml", labels], &flags[..]].concat());
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(message.contains("more.csv:4: label \"odd\" is not one of [good, bad]"), "{message}");
+}
+
+#[test]
 fn a_cache_that_cannot_be_written_is_a_warning() {
     let w = Workplace::new();
     w.write("cache", "a file stands in the way");

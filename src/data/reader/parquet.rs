@@ -162,7 +162,7 @@ mod tests {
     use parquet::schema::parser::parse_message_type;
 
     use super::*;
-    use crate::data::read_examples;
+    use crate::data::reader::tests::read_examples;
 
     fn file(dir: &tempfile::TempDir) -> std::path::PathBuf {
         let path = dir.path().join("t.parquet");

@@ -29,7 +29,7 @@ fn indexed(text: usize, label: Option<usize>) -> ReadOptions {
 }
 
 /// All rows of a file.
-fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
+pub(super) fn read_examples(path: impl AsRef<Path>, options: &ReadOptions) -> Result<Vec<Example>> {
     let mut reader = Reader::open(path, options)?;
     let examples = reader.by_ref().collect::<Result<Vec<_>>>()?;
     reader.check_not_empty(examples.len())?;
