@@ -7,6 +7,7 @@ pub mod example;
 pub mod labels;
 pub mod reader;
 pub mod sampler;
+mod schema;
 pub mod settings;
 pub mod slices;
 pub mod tokenize;
