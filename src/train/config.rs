@@ -151,7 +151,7 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub save_steps: Option<u64>,
-    /// Checkpoints to keep; 0 (`None` here) keeps all. Default 1: what `--resume` needs.
+    /// Checkpoints to keep; 0 keeps all. Default 1: what `--resume` needs.
     #[serde(deserialize_with = "zero_is_none", serialize_with = "none_is_zero")]
     pub save_total_limit: Option<usize>,
     /// Which metric of the evaluations tells the best model: of the first eval set, or as `set/metric` of a named one. Default
