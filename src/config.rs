@@ -2,6 +2,7 @@
 //!
 //! Precedence is defaults, file, `--set`, flags. Every error names its place: file and line, or the argument.
 
+mod schema;
 mod source;
 
 use crate::data::config::{DataConfig, Invalid, TaskKind};
@@ -9,12 +10,14 @@ use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
 use crate::train::config::TrainConfig;
 use crate::train::eval_config::EvalConfig;
+pub use schema::schema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use source::{Source, Texts};
 use std::path::{Path, PathBuf};
 
 /// Everything that a training run is told.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
     pub model: ModelConfig,
@@ -28,10 +31,11 @@ pub struct RunConfig {
 }
 
 /// The `[model]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face model directory. (A hub id, later.)
+    /// A Hugging Face model directory (a hub id, later).
+    #[schemars(length(min = 1))]
     pub path: String,
     /// The commit or branch of a hub id.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,17 +43,19 @@ pub struct ModelConfig {
 }
 
 /// The `[task]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaskConfig {
+    /// What the model learns to say about a row.
     pub kind: TaskKind,
 }
 
 /// The `[output]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OutputConfig {
     /// The run directory, relative to the working directory.
+    #[schemars(length(min = 1))]
     pub dir: PathBuf,
 }
 

@@ -128,9 +128,23 @@ fn init_writes_a_template_that_runs_with_paths_filled_in() {
 }
 
 #[test]
+fn the_schema_is_json_and_knows_every_shown_key() {
+    let output = run(&["config", "schema"]);
+    assert_eq!((output.code, output.stderr.as_str()), (0, ""));
+    let schema: Value = serde_json::from_str(&output.stdout).unwrap();
+    let json = json_lines(&run(&["config", "schema", "--json"]));
+    assert_eq!(json, [serde_json::json!({"event": "config_schema", "schema": schema})]);
+    let shown = json_lines(&run(&["config", "show", QUICKSTART[0], QUICKSTART[1], "--json"]));
+    for (table, keys) in shown[0]["config"].as_object().unwrap() {
+        for key in keys.as_object().unwrap().keys() {
+            assert!(schema["properties"][table]["properties"][key].is_object(), "{table}.{key}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_in_this_version_says_so() {
     for args in [
-        vec!["config", "schema"],
         vec!["config", "init", "--task", "tokens"],
         vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "task.kind=tokens"],
         vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "model.path=org/model"],

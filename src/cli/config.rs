@@ -2,7 +2,7 @@
 
 use super::prepare::Prepared;
 use super::ui::Ui;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, schema};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::nn::workspace::Space;
@@ -51,7 +51,10 @@ enum ConfigCommand {
   Check in a script, which reads the error's file and line:
     bertft config validate --config cls.toml --json")]
     Validate(FileArgs),
-    /// Print the JSON Schema of the config (not in this version)
+    /// Print the JSON Schema of config files, for editors
+    #[command(after_long_help = "Examples:
+  Let an editor complete and check configs that begin with `#:schema bertft.schema.json`:
+    bertft config schema > bertft.schema.json")]
     Schema,
 }
 
@@ -91,7 +94,7 @@ pub fn run(args: &ConfigArgs, ui: &mut Ui) -> Result<()> {
         ConfigCommand::Init { task, output } => init(task.0, output.as_deref(), ui),
         ConfigCommand::Show(file) => show(file, ui),
         ConfigCommand::Validate(file) => validate(file, ui),
-        ConfigCommand::Schema => Err(Error::input("config schema is not in this version; see bertft config init")),
+        ConfigCommand::Schema => print_schema(ui),
     }
 }
 
@@ -122,6 +125,14 @@ fn show(args: &FileArgs, ui: &mut Ui) -> Result<()> {
         ui.out_json(&json!({"event": "config", "config": config.with_absolute_inputs()?}))
     } else {
         ui.out(&config.to_toml()?)
+    }
+}
+
+fn print_schema(ui: &mut Ui) -> Result<()> {
+    if ui.is_json() {
+        ui.out_json(&json!({"event": "config_schema", "schema": schema()}))
+    } else {
+        ui.out(&format!("{:#}", schema()))
     }
 }
 

@@ -1,9 +1,11 @@
 //! The commands: one file each, from arguments over the library to output.
 
 pub mod check;
+pub mod completions;
 pub mod config;
 pub mod eval;
 pub mod info;
+pub mod man;
 pub mod predict;
 pub mod prepare;
 pub mod scoring;
@@ -84,6 +86,8 @@ pub enum Command {
     Predict(predict::PredictArgs),
     Config(config::ConfigArgs),
     Info(info::InfoArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 /// How `eval` and `predict` read rows. What is not given comes from the model's `bertft.json`.
@@ -181,6 +185,8 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
         Command::Predict(args) => predict::run(args, &cli.globals, ui),
         Command::Config(args) => config::run(args, ui),
         Command::Info(args) => info::run(args, &cli.globals, ui),
+        Command::Completions(args) => completions::run(args, ui),
+        Command::Man(args) => man::run(args, ui),
     }
 }
 

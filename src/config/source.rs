@@ -303,7 +303,7 @@ fn alternatives(message: &str) -> Vec<String> {
 }
 
 /// The keys of a table that refuses unknown ones: asks it for a key that it cannot have.
-fn keys_of<T: DeserializeOwned>() -> Vec<String> {
+pub(super) fn keys_of<T: DeserializeOwned>() -> Vec<String> {
     toml::from_str::<T>("'' = 0").err().map(|e| alternatives(e.message())).unwrap_or_default()
 }
 

@@ -1,5 +1,6 @@
 //! The `[task]` kind and the `[data]` table: which files, which columns, how long a row may be.
 
+use schemars::JsonSchema;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
@@ -14,7 +15,7 @@ pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
 
 /// What the model learns to say about a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskKind {
     /// One of a fixed set of labels for a text or a pair of texts.
@@ -191,7 +192,7 @@ impl<'de> Deserialize<'de> for EvalSource {
 }
 
 /// The `[data]` table. Paths are as [`crate::config::RunConfig`] resolved them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// The rows to learn from.
@@ -240,9 +241,11 @@ pub struct DataConfig {
     pub rename_labels: BTreeMap<String, String>,
     /// The labels in the order of their ids. Default: the checkpoint's if the set matches, else sorted.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2))]
     pub labels: Option<Vec<String>>,
     /// Longest row in tokens, special tokens included; longer rows lose text. Default 128.
     #[serde(default = "max_length")]
+    #[schemars(range(min = 3, max = 1_000_000))]
     pub max_length: usize,
     /// Whether the tokens of large files are kept for the next run. Default true.
     #[serde(default = "yes")]

@@ -11,6 +11,7 @@ pub mod load;
 pub mod places;
 pub mod reader;
 pub mod sampler;
+mod schema;
 pub mod settings;
 pub mod slices;
 pub mod tokenize;

@@ -2,6 +2,7 @@
 
 use encoding_rs as rs;
 use regex::Regex;
+use schemars::JsonSchema;
 use serde::de::value::{I64Deserializer, SeqAccessDeserializer, StrDeserializer, U64Deserializer};
 use serde::de::{self, Deserializer, IntoDeserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -151,7 +152,7 @@ impl<'de, T: Deserialize<'de> + Named> Deserialize<'de> for OneOrMany<T> {
 }
 
 /// How a data file is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
     /// Comma-separated values with quotes.
@@ -327,7 +328,7 @@ impl FromStr for Pattern {
 }
 
 /// What to do with a row that cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadRow {
     /// Stop with its file and line.

@@ -1,9 +1,10 @@
 //! The decision threshold of two classes that is best by some score on labelled rows.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The score that a threshold is tuned for, as scikit-learn defines it; F1 is that of class 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Criterion {
     F1,

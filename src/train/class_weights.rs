@@ -2,8 +2,10 @@
 
 use crate::data::{LabelMap, Targets, listed, shortened};
 use crate::error::{Error, Result};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -45,6 +47,19 @@ impl<'de> Deserialize<'de> for ClassWeights {
             }
         }
         d.deserialize_any(Weights)
+    }
+}
+
+impl JsonSchema for ClassWeights {
+    fn schema_name() -> Cow<'static, str> {
+        "ClassWeights".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [
+            { "const": "balanced", "description": "Rarer labels weigh more: rows / (labels · rows of the label)." },
+            { "type": "object", "additionalProperties": { "type": "number", "exclusiveMinimum": 0 } },
+        ]})
     }
 }
 

@@ -7,11 +7,12 @@ use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
 use crate::ops::gemm::bf16_engine;
 use crate::suggest::did_you_mean;
 use candle_core::DType;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::str::FromStr;
 
 /// How the learning rate moves over a run, after the warmup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheduler {
     /// Straight down to 0 at the last step.
@@ -26,7 +27,7 @@ pub enum Scheduler {
 
 /// The number format of activations and matrix products. Master weights, moments, sums, softmax, norms and loss are f32 in
 /// both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     F32,
@@ -77,69 +78,91 @@ impl FromStr for Precision {
 }
 
 /// The `[train]` table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
     /// Passes over the training rows; may be a fraction. Default 3.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0))]
     pub epochs: f64,
     /// Optimizer steps of the run; wins over `epochs`. Default: from `epochs`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub max_steps: Option<u64>,
     /// Rows of one forward pass in training. Default 8, unless `batch_tokens` is set.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MOST_ROWS))]
     pub batch_size: Option<usize>,
     /// Tokens of one forward pass in training at most, in place of `batch_size`: as many rows as fit, a longer row alone.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MOST_TOKENS))]
     pub batch_tokens: Option<usize>,
     /// Rows of one forward pass in evaluation. Default 32.
+    #[schemars(range(min = 1, max = MOST_ROWS))]
     pub eval_batch_size: usize,
     /// Peak learning rate. Default 5e-5.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub learning_rate: f64,
     /// AdamW's decay; biases and norms have none. Default 0.
+    #[schemars(range(min = 0))]
     pub weight_decay: f64,
+    /// AdamW's decay of the mean of gradients. Default 0.9.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub adam_beta1: f64,
+    /// AdamW's decay of the mean of squared gradients. Default 0.999.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub adam_beta2: f64,
+    /// What AdamW adds to the divisor. Default 1e-8.
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub adam_epsilon: f64,
     /// The norm that gradients are clipped to; 0 turns clipping off. Default 1.
+    #[schemars(range(min = 0))]
     pub max_grad_norm: f64,
-    /// Default linear.
+    /// How the learning rate moves, after the warmup. Default linear.
     pub lr_scheduler_type: Scheduler,
     /// Share of all steps with a rising learning rate. Default 0.
+    #[schemars(range(min = 0, max = 1))]
     pub warmup_ratio: f64,
     /// Steps with a rising learning rate; unless 0, wins over `warmup_ratio`. Default 0.
     pub warmup_steps: u64,
     /// Batches to one optimizer step. Default 1.
+    #[schemars(range(min = 1, max = MOST_ROWS))]
     pub gradient_accumulation_steps: usize,
     /// Share of each target spread over all labels, in [0, 1). Default 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
     pub label_smoothing_factor: f64,
     /// Weight of each label in the loss: "balanced", or a table by label name. Default: all equal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<ClassWeights>,
     /// The γ of the focal loss (Lin et al. 2017), which counts rows less the better they are known; 0 is off. Default 0.
+    #[schemars(range(min = 0, max = 10))]
     pub focal_gamma: f64,
     /// Seed of shuffling, dropout, new weights and the split of `data.eval`. Default 42.
     pub seed: u64,
-    /// Default f32.
+    /// Number format of activations and matrix products. Default f32.
     pub precision: Precision,
     /// Optimizer steps between `step` events. Default 500.
+    #[schemars(range(min = 1))]
     pub logging_steps: u64,
     /// Optimizer steps between evaluations. Default: at the end of each epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub eval_steps: Option<u64>,
     /// Optimizer steps between checkpoints. Default: at the end of each epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub save_steps: Option<u64>,
-    /// Checkpoints to keep; `None`, written 0, keeps all. Default 1: what `--resume` needs.
+    /// Checkpoints to keep; 0 keeps all. Default 1: what `--resume` needs.
     #[serde(deserialize_with = "zero_is_none", serialize_with = "none_is_zero")]
     pub save_total_limit: Option<usize>,
     /// Which metric of the evaluations tells the best model: of the first eval set, or as `set/metric` of a named one. Default
     /// `loss`.
     pub metric_for_best_model: String,
-    /// Default: false for loss, mse and mae, else true.
+    /// Whether a larger `metric_for_best_model` is better. Default: false for loss, mse and mae, else true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub greater_is_better: Option<bool>,
     /// Evaluations without a better score after which the run stops. Default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub early_stopping_patience: Option<u32>,
     /// Whether batches gather rows of like length. Default false.
     pub group_by_length: bool,

@@ -2,10 +2,11 @@
 
 use crate::data::config::{Column, Invalid, TaskKind};
 use crate::metrics::threshold::Criterion;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The `[eval]` table.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// For two labels: after training, the decision threshold that is best on the eval data by this score is saved with the
