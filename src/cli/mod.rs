@@ -4,6 +4,7 @@ pub mod check;
 pub mod config;
 pub mod eval;
 pub mod info;
+mod init;
 pub mod predict;
 pub mod prepare;
 pub mod scoring;

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod dataset;
 pub mod example;
+pub mod guess;
 pub mod labels;
 pub mod reader;
 pub mod sampler;

@@ -5,6 +5,7 @@
 //! text with one text a line (`.txt`, standard input).
 
 mod delimited;
+mod head;
 mod jsonl;
 mod lines;
 mod options;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use self::delimited::Delimited;
+pub use self::head::{Head, head};
 use self::jsonl::JsonLines;
 use self::lines::Lines;
 pub use self::options::{Naming, ReadOptions};
