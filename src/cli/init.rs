@@ -70,9 +70,12 @@ pub fn config(
         None => toml.key("path", "path/to/model".into(), "fill in: a Hugging Face model directory"),
     }
     toml.line("\n[task]");
-    let seen = guess.seen(&guess.label).map(|s| s.describe()).unwrap_or_default();
-    let why = if task.is_some() { String::new() } else { format!("the label has {seen}") };
-    toml.key("kind", guess.task.name().into(), &why);
+    let why = match (task, guess.task) {
+        (Some(_), _) => "",
+        (None, TaskKind::Classification) => "as the label has few values; see below",
+        (None, TaskKind::Regression) => "as the label has numbers with fractions",
+    };
+    toml.key("kind", guess.task.name().into(), why);
     toml.line("\n[data]");
     toml.key("train", path_value(file, output)?, &head.compression.map_or_else(String::new, |c| format!("{c} data")));
     match &args.eval {
@@ -85,11 +88,9 @@ pub fn config(
     toml.line("");
     let rest = template(guess.task);
     let rest = rest.find("[train]").map_or("", |at| &rest[at..]);
-    let stem = file.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let stem = stem.split('.').next().filter(|s| !s.is_empty()).unwrap_or("run");
     let (before, _) = rest.rsplit_once("dir = ").unwrap_or((rest, ""));
     toml.text.push_str(before);
-    toml.key("dir", format!("runs/{stem}").into(), "");
+    toml.key("dir", format!("runs/{}", run_name(file)).into(), "");
     Ok(toml.text)
 }
 
@@ -103,7 +104,11 @@ fn layout(guess: &Guess, head: &Head, toml: &mut Writer) {
         toml.key("pattern", pattern.to_string().into(), "fits every line looked at");
     }
     if let Some(encoding) = head.encoding {
-        toml.key("encoding", encoding.to_string().into(), "a guess: the file is not UTF-8");
+        toml.key(
+            "encoding",
+            encoding.to_string().into(),
+            "a guess, as the file is not UTF-8; if letters come out wrong, try latin-1",
+        );
     } else if let Some(mark) = head.mark {
         toml.line(format_args!("# The byte order mark says {mark}."));
     }
@@ -138,7 +143,11 @@ fn columns(guess: &Guess, head: &Head, toml: &mut Writer) {
         toml.key("text_pair", value(second), &format!("{}; the model sees both", seen(second)));
     }
     let sorted = guess.seen(&guess.label).is_some_and(|s| s.counts.len() < 2 && !head.whole);
-    let hint = if sorted { "; rows seem to be sorted by label" } else { "" };
+    let hint = match (sorted, head.whole) {
+        (true, _) => "; rows seem to be sorted by label",
+        (_, false) => "; more may follow after the first rows",
+        _ => "",
+    };
     toml.key("label", value(&guess.label), &format!("{}{hint}", seen(&guess.label)));
     let others: Vec<String> = guess
         .left_out()
@@ -158,6 +167,17 @@ fn max_length(guess: &Guess, positions: Option<usize>, toml: &mut Writer) {
         why += &format!("; the model has {most} positions");
     }
     toml.key("max_length", Value::Integer(length.max_length.min(most) as i64), &why);
+}
+
+/// What to call the run: the file's name, or its folder's if that says only which split it is.
+fn run_name(file: &Path) -> String {
+    let name = |path: &Path| {
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        name.split('.').next().filter(|s| !s.is_empty()).map(String::from)
+    };
+    let split = |name: &String| ["train", "data", "dev", "test"].contains(&name.as_str());
+    let folder = file.parent().and_then(name);
+    name(file).filter(|n| !split(n)).or(folder).or_else(|| name(file)).unwrap_or_else(|| "run".into())
 }
 
 fn shortened_path(path: &Path) -> String {
