@@ -85,7 +85,7 @@ fn files() -> Vec<(&'static str, Vec<u8>, Vec<&'static str>)> {
         ),
         (
             "TREC.train",
-            latin1(&rows(|i| format!("{}:x Who , or what , is Ren\u{e9} {i} ?\n", ["HUM", "LOC"][i % 2]))),
+            latin1(&rows(|i| format!("{}:x Who or what is Ren\u{e9} {i} ?\n", ["HUM", "LOC"][i % 2]))),
             vec!["pattern = ", "encoding = ", "label = \"label\""],
         ),
     ]

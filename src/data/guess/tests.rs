@@ -47,7 +47,7 @@ fn a_delimiter_other_than_the_extensions() {
 
 #[test]
 fn the_label_may_stand_before_the_text_or_behind_an_at() {
-    let text = rows(|i| format!("{}:x How far is it, or when, to {i} ?\n", ["NUM", "LOC"][i % 2]));
+    let text = rows(|i| format!("{}:x How far is it{} to {i} ?\n", ["NUM", "LOC"][i % 2], ",".repeat(i % 3)));
     let found = look(&text, None);
     assert!(found.written.pattern.is_some());
     assert_eq!((found.text, found.label), (name("text").into(), name("label")));
@@ -113,5 +113,5 @@ fn slips_are_counted_and_chaos_is_refused() {
 fn the_length_counts_chinese_by_character() {
     let text = |c: &str| (0..12).map(|i| format!("{}{i}\t{}\n", c.repeat(90), i % 2)).collect::<String>();
     assert_eq!(look(&text("的"), by_extension(Format::Tsv)).length.max_length, 128);
-    assert_eq!(look(&text("a"), by_extension(Format::Tsv)).length.max_length, 64);
+    assert_eq!(look(&text("a "), by_extension(Format::Tsv)).length.max_length, 64);
 }
