@@ -1,8 +1,10 @@
 //! `bertft config`: templates, the resolved config, and checks without training.
 
+use super::init;
 use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::{RunConfig, schema};
+use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::nn::workspace::Space;
@@ -23,19 +25,23 @@ pub struct ConfigArgs {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Write a commented config for a task, to fill in
+    /// Write a commented config: for a task, to fill in, or for a file
     #[command(after_long_help = "Examples:
   Start a text classifier:
     bertft config init --task classification --output cls.toml
+  Write a config for a file:
+    bertft config init --data train.csv --model models/bert --output cls.toml
   See what a config for sentence pairs looks like:
     bertft config init --task pair")]
     Init {
-        /// classification, pair (classification of two texts) or regression
-        #[arg(long, value_name = "TASK")]
-        task: Template,
+        /// classification, pair (classification of two texts) or regression [default: by the label of --data]
+        #[arg(long, value_name = "TASK", required_unless_present = "data")]
+        task: Option<Template>,
         /// The file to write; it must not exist [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        look: init::DataArgs,
     },
     /// Print the resolved config: defaults, file and --set together
     #[command(after_long_help = "Examples:
@@ -70,16 +76,33 @@ struct FileArgs {
 
 /// What `config init` writes.
 #[derive(Debug, Clone, Copy)]
-struct Template(&'static str);
+struct Template {
+    task: TaskKind,
+    pair: bool,
+    text: &'static str,
+}
+
+impl Template {
+    fn of(task: TaskKind) -> Self {
+        let text = match task {
+            TaskKind::Classification => include_str!("../../configs/classification.toml"),
+            TaskKind::Regression => include_str!("../../configs/regression.toml"),
+        };
+        Self { task, pair: false, text }
+    }
+}
 
 impl FromStr for Template {
     type Err = String;
 
     fn from_str(task: &str) -> Result<Self, String> {
         match task {
-            "classification" => Ok(Self(include_str!("../../configs/classification.toml"))),
-            "pair" => Ok(Self(include_str!("../../configs/pair.toml"))),
-            "regression" => Ok(Self(include_str!("../../configs/regression.toml"))),
+            "classification" => Ok(Self::of(TaskKind::Classification)),
+            "pair" => {
+                let text = include_str!("../../configs/pair.toml");
+                Ok(Self { task: TaskKind::Classification, pair: true, text })
+            }
+            "regression" => Ok(Self::of(TaskKind::Regression)),
             "multilabel" | "tokens" | "span" | "mlm" | "choice" | "embedding" => {
                 Err("this task is not in this version; it has classification, pair and regression".into())
             }
@@ -91,14 +114,22 @@ impl FromStr for Template {
 /// Runs the command.
 pub fn run(args: &ConfigArgs, ui: &mut Ui) -> Result<()> {
     match &args.command {
-        ConfigCommand::Init { task, output } => init(task.0, output.as_deref(), ui),
+        ConfigCommand::Init { task, output, look } => match (&look.data, task) {
+            (Some(file), task) => {
+                let task = task.map(|t| (t.task, t.pair));
+                let text = init::config(look, file, task, |task| Template::of(task).text, output.as_deref())?;
+                init(&text, output.as_deref(), "look it over", ui)
+            }
+            (None, Some(template)) => init(template.text, output.as_deref(), "fill in the paths", ui),
+            (None, None) => Err(Error::input("give --task or --data")),
+        },
         ConfigCommand::Show(file) => show(file, ui),
         ConfigCommand::Validate(file) => validate(file, ui),
         ConfigCommand::Schema => print_schema(ui),
     }
 }
 
-fn init(template: &str, output: Option<&Path>, ui: &mut Ui) -> Result<()> {
+fn init(template: &str, output: Option<&Path>, next: &str, ui: &mut Ui) -> Result<()> {
     let Some(path) = output else {
         return if ui.is_json() {
             ui.out_json(&json!({"event": "config_template", "toml": template}))
@@ -115,7 +146,7 @@ fn init(template: &str, output: Option<&Path>, ui: &mut Ui) -> Result<()> {
         return ui.out_json(&json!({"event": "save", "path": path.display().to_string()}));
     }
     let path = path.display();
-    ui.note(&format!("wrote {path}; fill in the paths, then: bertft config validate --config {path}"));
+    ui.note(&format!("wrote {path}; {next}, then: bertft config validate --config {path}"));
     Ok(())
 }
 

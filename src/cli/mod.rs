@@ -5,6 +5,7 @@ pub mod completions;
 pub mod config;
 pub mod eval;
 pub mod info;
+mod init;
 pub mod man;
 pub mod predict;
 pub mod prepare;

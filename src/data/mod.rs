@@ -6,6 +6,7 @@ pub mod cache;
 pub mod config;
 pub mod dataset;
 pub mod example;
+pub mod guess;
 pub mod labels;
 pub mod load;
 pub mod places;

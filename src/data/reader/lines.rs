@@ -136,6 +136,11 @@ impl Lines {
         &self.file
     }
 
+    /// What a byte order mark or the caller named.
+    pub(super) fn encoding(&self) -> Option<&'static Encoding> {
+        self.encoding
+    }
+
     pub(super) fn naming(&self) -> Naming {
         self.naming
     }
@@ -167,12 +172,16 @@ impl Lines {
 
     /// What the bytes look like, as the end of a message.
     fn guess(&self) -> String {
+        self.looks_like(&self.guessed().name().to_ascii_lowercase())
+    }
+
+    /// The encoding that the current line and what follows it in memory look like, if it is not UTF-8.
+    pub(super) fn guessed(&self) -> &'static Encoding {
         let mut detector = EncodingDetector::new(Iso2022JpDetection::Deny);
         detector.feed(&self.line, false);
         // What is there already: waiting for more could take for ever.
         detector.feed(self.input.buffer(), true);
-        let guess = detector.guess(None, Utf8Detection::Deny);
-        self.looks_like(&guess.name().to_ascii_lowercase())
+        detector.guess(None, Utf8Detection::Deny)
     }
 
     fn looks_like(&self, encoding: &str) -> String {

@@ -5,6 +5,7 @@
 //! text with one text a line (`.txt`, standard input).
 
 mod delimited;
+mod head;
 mod jsonl;
 mod lines;
 mod options;
@@ -25,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use self::delimited::Delimited;
+pub use self::head::{Head, head};
 use self::jsonl::JsonLines;
 use self::lines::Lines;
 pub use self::options::{Naming, ReadOptions};
