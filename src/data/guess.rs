@@ -11,8 +11,8 @@ pub use self::column::Seen;
 use self::table::Table;
 pub use self::table::Written;
 use super::config::{Column, Format, TaskKind};
-use super::listed;
 use super::settings::Columns;
+use super::{listed, shortened};
 
 /// How many lines are looked at.
 pub const LINES: usize = 2000;
@@ -164,7 +164,11 @@ impl Choice<'_> {
 
     /// The columns with what they hold, for messages.
     fn all(&self) -> String {
-        let lines = self.columns.iter().take(20).map(|s| format!("\n  column {}: {}", s.column, s.describe()));
+        let lines = self
+            .columns
+            .iter()
+            .take(20)
+            .map(|s| format!("\n  column {}: {}", shortened(&s.column.to_string()), s.describe()));
         lines.collect()
     }
 
