@@ -11,8 +11,8 @@ pub use self::column::Seen;
 use self::table::Table;
 pub use self::table::Written;
 use super::config::{Column, Format, TaskKind};
-use super::listed;
 use super::settings::Columns;
+use super::{listed, shortened};
 
 /// How many lines are looked at.
 pub const LINES: usize = 2000;
@@ -164,7 +164,11 @@ impl Choice<'_> {
 
     /// The columns with what they hold, for messages.
     fn all(&self) -> String {
-        let lines = self.columns.iter().take(20).map(|s| format!("\n  column {}: {}", s.column, s.describe()));
+        let lines = self
+            .columns
+            .iter()
+            .take(20)
+            .map(|s| format!("\n  column {}: {}", shortened(&s.column.to_string()), s.describe()));
         lines.collect()
     }
 
@@ -215,7 +219,7 @@ impl Choice<'_> {
         }
         let free = |i: &usize| !all.contains(i) && self.columns[*i].reads() && !self.columns[*i].labels(self.whole);
         let found: Vec<usize> = (0..self.columns.len()).filter(free).collect();
-        self.choose(&given, second, &found, want_pair)
+        self.choose(&given, second, &found, want_pair, label)
     }
 
     /// Chooses the texts that are not given among the columns that are `found` to be texts.
@@ -225,6 +229,7 @@ impl Choice<'_> {
         second: Option<usize>,
         found: &[usize],
         want_pair: bool,
+        label: usize,
     ) -> Result<(Vec<usize>, Option<usize>), String> {
         let wrong = |what: &str, flags: &str| Err(format!("{what}; name it with {flags}:{}", self.all()));
         if !given.is_empty() {
@@ -235,7 +240,9 @@ impl Choice<'_> {
         }
         let (columns, named) = (self.columns, |i: &usize| self.columns[*i].text_name());
         if second.is_none() {
-            let pairs = found.iter().flat_map(|&a| found.iter().map(move |&b| (a, b)));
+            // Names count for more than lengths.
+            let texts = (0..columns.len()).filter(|i| *i != label && !columns[*i].numeric).collect::<Vec<_>>();
+            let pairs = texts.iter().flat_map(|&a| texts.iter().map(move |&b| (a, b)));
             let pairs: Vec<_> = pairs.filter(|&(a, b)| columns[a].pairs_with(&columns[b])).collect();
             if let [(a, b)] = pairs[..] {
                 return Ok((vec![a], Some(b)));

@@ -53,7 +53,7 @@ fn the_label_may_stand_before_the_text_or_behind_an_at() {
     assert_eq!((found.text, found.label), (name("text").into(), name("label")));
     let text = rows(|i| format!("profit @ {} rose by {i} mn@{}\n", i % 3, ["up", "down"][i % 2]));
     assert_eq!(look(&text, TXT).written.delimiter.map(|d| d.0), Some(b'@'));
-    let text = rows(|i| format!("profit {}rose, by {i} mn@{}\n", "@ ".repeat(i % 3), ["up", "down"][i % 2]));
+    let text = rows(|i| format!("profit {}rose by {i} mn@{}\n", "@ ".repeat(i % 3), ["up", "down"][i % 2]));
     let pattern = look(&text, TXT).written.pattern.unwrap();
     assert!(pattern.to_string().contains("@(?P<label>"));
 }
