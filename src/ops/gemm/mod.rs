@@ -23,7 +23,7 @@ use crate::ops::bias::{add_bias, bias_grad};
 use crate::ops::gelu::{Activation, bias_act, bias_act_backward};
 use candle_core::{DType, Result, Tensor};
 use epilogue::Form;
-use weight::{times_rows, times_transposed};
+use weight::{times_rows, times_transposed, weight_grad};
 
 /// Whether to keep packed copies of the weights, not to pack them for each product: where no step changes them, on machines
 /// whose products are ours.
@@ -85,9 +85,8 @@ pub fn linear_act_backward(
 
 /// `dw[out, in] = dy[tokens, out]ᵀ · x[tokens, in]` in f32, added to `dw` if `accumulate`; `dy` and `x` in f32 or bf16.
 pub fn linear_weight_grad(dw: &Tensor, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
-    match dy.dtype() {
-        DType::BF16 => bf16::linear_weight_grad(dw, dy, x, accumulate),
-        _ if f32::ours() => f32::linear_weight_grad(dw, dy, x, accumulate),
-        _ => library::product("linear_weight_grad", dw, (dy, true), (x, false), accumulate),
+    if !ours(dy.dtype()) {
+        return library::product("linear_weight_grad", dw, (dy, true), (x, false), accumulate);
     }
+    weight_grad(dw, dy, x, accumulate)
 }

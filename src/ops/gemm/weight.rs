@@ -1,4 +1,5 @@
-//! Products with a layer's weight, in both formats: where the weight is packed, and what is made of the result.
+//! The products of a layer in both formats: with its weight (where it is packed, and what is made of the result), and for
+//! the weight's gradient.
 
 use super::epilogue::{Form, Out};
 use crate::ops::real::Real;
@@ -57,6 +58,12 @@ pub trait Format: Real {
     /// # Safety
     /// As above; `w` has the right shape.
     unsafe fn times_rows(a: &Src<'_>, w: &Src<'_>, out: Out<'_, Self>) -> Result<()>;
+
+    /// `aᵀ · b` over the rows of both.
+    ///
+    /// # Safety
+    /// As above; `a` and `b` have as many rows, at least one.
+    unsafe fn transposed_times(a: &Src<'_>, b: &Src<'_>, out: Out<'_, Self>) -> Result<()>;
 }
 
 struct Pack;
@@ -161,5 +168,32 @@ impl TimesWeight {
                 }),
             }
         }
+    }
+}
+
+/// `dw[out, in] = dyᵀ · x` in f32, added to `dw` if `accumulate`.
+pub fn weight_grad(dw: &Tensor, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
+    launch(&WeightGrad { accumulate }, &[dw], &[dy, x])
+}
+
+struct WeightGrad {
+    accumulate: bool,
+}
+
+impl Kernel for WeightGrad {
+    fn name(&self) -> &'static str {
+        "linear_weight_grad"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([dw], [dy, x]) = (dst, src) else { bail!("linear_weight_grad: one destination, two sources") };
+        let (m, n, tokens) = (dy.cols, x.cols, dy.rows);
+        if tokens == 0 || x.rows != tokens || (dw.rows, dw.cols) != (m, n) {
+            let (r, c) = (dw.rows, dw.cols);
+            bail!("linear_weight_grad: [{tokens}, {m}]ᵀ · [{}, {n}] does not give [{r}, {c}]", x.rows);
+        }
+        let c = (dw.f32()?.as_mut_ptr(), dw.stride);
+        // SAFETY: `dw` is [m, n] and shares no memory with the operands, which have as many rows.
+        by_format!(dy, T => unsafe { T::transposed_times(dy, x, Out::Sum { c, add: self.accumulate }) })
     }
 }

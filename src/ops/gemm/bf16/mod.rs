@@ -12,9 +12,9 @@ pub(super) mod pack;
 
 use super::epilogue::Out;
 use super::weight::Format;
+use crate::ops::Src;
 use crate::ops::cpu::{Level, has_avx512_bf16, level};
-use crate::ops::{Dst, Kernel, Src, launch};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 use half::bf16;
 use operands::Product;
 use std::cell::Cell;
@@ -88,41 +88,19 @@ impl Format for bf16 {
             unsafe { Self::times_packed(a, room, w.cols, out) }
         })
     }
-}
 
-/// `dw[out, in] (+)= dyᵀ · x`: both operands are packed first, with the tokens as depth.
-pub fn linear_weight_grad(dw: &Tensor, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
-    launch(&WeightGrad { accumulate }, &[dw], &[dy, x])
-}
-
-struct WeightGrad {
-    accumulate: bool,
-}
-
-impl Kernel for WeightGrad {
-    fn name(&self) -> &'static str {
-        "linear_weight_grad"
-    }
-
-    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([dw], [dy, x]) = (dst, src) else { bail!("linear_weight_grad: one destination, two sources") };
-        let (m, n, tokens) = (dy.cols, x.cols, dy.rows);
-        if tokens == 0 || x.rows != tokens || (dw.rows, dw.cols) != (m, n) {
-            let (r, c) = (dw.rows, dw.cols);
-            bail!("linear_weight_grad: [{tokens}, {m}]ᵀ · [{}, {n}] does not give [{r}, {c}]", x.rows);
-        }
-        let engine = engine()?;
+    /// Both are packed first, with their rows as depth.
+    unsafe fn transposed_times(a: &Src<'_>, b: &Src<'_>, out: Out<'_, Self>) -> Result<()> {
+        let (engine, tokens, m, n) = (engine()?, a.rows, a.cols, b.cols);
         let depth = pack::padded_depth(tokens);
         let lda = pack::row_stride(depth);
         let (a_len, b_len) = (m * lda, pack::packed_len(tokens, n));
-        bf16::with_room(a_len + b_len, |room| {
-            let (a, b) = room.split_at_mut(a_len);
-            pack::transpose(a, dy.values::<bf16>()?, tokens, m, dy.stride);
-            pack::rows(b, x.values::<bf16>()?, tokens, n, x.stride);
-            let stride = dw.stride;
-            let out = Out::Sum { c: (dw.f32()?.as_mut_ptr(), stride), add: self.accumulate };
-            // SAFETY: `dw` is [m, n], checked above, and shares no memory with the operands.
-            unsafe { operands::run(engine, Product { m, n, k: depth, a, lda, b }, out) };
+        Self::with_room(a_len + b_len, |room| {
+            let (to_a, to_b) = room.split_at_mut(a_len);
+            pack::transpose(to_a, a.values()?, tokens, m, a.stride);
+            pack::rows(to_b, b.values::<bf16>()?, tokens, n, b.stride);
+            // SAFETY: by the caller's promise; both operands are packed for this product.
+            unsafe { operands::run(engine, Product { m, n, k: depth, a: to_a, lda, b: to_b }, out) };
             Ok(())
         })
     }

@@ -7,9 +7,9 @@ mod operands;
 
 use super::epilogue::Out;
 use super::weight::Format;
+use crate::ops::Src;
 use crate::ops::cpu::{Level, level};
-use crate::ops::{Dst, Kernel, Src, launch};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 use operands::{Panels, Product};
 use std::cell::Cell;
 
@@ -48,45 +48,28 @@ impl Format for f32 {
         // SAFETY: by the caller's promise.
         unsafe { times(a, w.f32()?, w.cols, Panels::InPlace { stride: w.stride }, out) }
     }
+
+    unsafe fn transposed_times(a: &Src<'_>, b: &Src<'_>, out: Out<'_, Self>) -> Result<()> {
+        if !ours() {
+            bail!("this f32 product needs AVX-512");
+        }
+        let (panels, a_transposed) = (Panels::InPlace { stride: b.stride }, true);
+        let product =
+            Product { m: a.cols, n: b.cols, k: a.rows, a: a.f32()?, lda: a.stride, a_transposed, b: b.f32()?, panels };
+        // SAFETY: by the caller's promise.
+        unsafe { product.run(out) };
+        Ok(())
+    }
 }
 
 /// # Safety
 /// As for [`Format`]'s products.
 unsafe fn times(a: &Src<'_>, b: &[f32], n: usize, panels: Panels, out: Out<'_, f32>) -> Result<()> {
     if !ours() {
-        bail!("f32 products with packed weights need AVX-512");
+        bail!("this f32 product needs AVX-512");
     }
     let product = Product { m: a.rows, n, k: a.cols, a: a.f32()?, lda: a.stride, a_transposed: false, b, panels };
     // SAFETY: by the caller's promise.
     unsafe { product.run(out) };
     Ok(())
-}
-
-pub fn linear_weight_grad(dw: &Tensor, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
-    launch(&WeightGrad { accumulate }, &[dw], &[dy, x])
-}
-
-struct WeightGrad {
-    accumulate: bool,
-}
-
-impl Kernel for WeightGrad {
-    fn name(&self) -> &'static str {
-        "linear_weight_grad"
-    }
-
-    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([dw], [dy, x]) = (dst, src) else { bail!("linear_weight_grad: one destination, two sources") };
-        let (m, n, k) = (dy.cols, x.cols, dy.rows);
-        if k == 0 || x.rows != k || (dw.rows, dw.cols) != (m, n) {
-            let (r, c) = (dw.rows, dw.cols);
-            bail!("linear_weight_grad: [{k}, {m}]ᵀ · [{}, {n}] does not give [{r}, {c}]", x.rows);
-        }
-        let panels = Panels::InPlace { stride: x.stride };
-        let product = Product { m, n, k, a: dy.f32()?, lda: dy.stride, a_transposed: true, b: x.f32()?, panels };
-        let stride = dw.stride;
-        // SAFETY: `dw` is [m, n], checked above, and shares no memory with the operands.
-        unsafe { product.run(Out::Sum { c: (dw.f32()?.as_mut_ptr(), stride), add: self.accumulate }) };
-        Ok(())
-    }
 }
