@@ -48,7 +48,9 @@ impl Workplace {
         let mut data = of("data");
         let take = |e: &mut Value| e.as_object_mut().unwrap().remove("cached").unwrap().as_bool().unwrap();
         let cached = data.iter_mut().map(take).collect();
-        let warnings = of("warning").iter().map(|w| w["message"].as_str().unwrap().to_owned()).collect();
+        // What follows the data is about the rows.
+        let loading = events.iter().take_while(|e| e["event"] != "data").filter(|e| e["event"] == "warning");
+        let warnings = loading.map(|w| w["message"].as_str().unwrap().to_owned()).collect();
         (data, cached, warnings)
     }
 

@@ -39,7 +39,7 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
 }
 
 /// What a thread's packing of operands and attention scratch were seen to take.
-const SCRATCH_BYTES: u64 = 8 << 20;
+const SCRATCH_BYTES: u64 = 4 << 20;
 
 /// Epochs whose batches are looked at for the largest: more find hardly a larger one and cost time at the start.
 const EPOCHS: usize = 5;
