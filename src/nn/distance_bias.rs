@@ -40,7 +40,8 @@ impl DistanceBiasTable {
     pub fn begin_backward(&mut self, params: &Params, longest: usize) -> Result<Tensor> {
         let grads =
             self.grads.view(1, self.shape[1] * (2 * longest - 1), Space::f32(params.device()))?.flatten_all()?;
-        zero_ranges(&grads, &[0..grads.elem_count()])?;
+        let all = 0..grads.elem_count();
+        zero_ranges(&grads, &[all])?;
         grads.reshape((self.shape[1], ()))
     }
 
