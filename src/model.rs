@@ -14,12 +14,13 @@ use crate::error::{Error, Result};
 use crate::heads::{Objective, SequenceHead};
 use crate::nn::params::{Layout, Params};
 use crate::nn::workspace::Space;
+use crate::ops::dropout::Dropout;
 use crate::rng::PassKey;
 use crate::suggest::did_you_mean;
 use candle_core::{DType, Tensor};
 
-/// Dropout site of the head; the encoder's layers count theirs from 0.
-const HEAD_SITE: u64 = u64::MAX - 1;
+/// Dropout sites of the head, before and after its dense layer; the encoder's layers count theirs from 0.
+const HEAD_SITES: [u64; 2] = [u64::MAX - 2, u64::MAX - 1];
 
 /// What the model predicts.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,10 +77,11 @@ impl Model {
     /// [`Error::Input`] when encoder weights are missing or of another shape than `config.json` says.
     pub fn load(pretrained: &Pretrained, task: Task, seed: u64, space: Space<'_>) -> Result<(Self, LoadReport)> {
         let config = pretrained.encoder_config().clone();
-        let (hidden, word, pooler) = (config.layer.hidden, config.names.word.clone(), config.names.pooler.clone());
+        let (hidden, word) = (config.layer.hidden, config.names.embeddings.word.clone());
+        let pooling = config.pooling.clone();
         let mut layout = Layout::default();
         let encoder = Encoder::new(&mut layout, config);
-        let head = SequenceHead::new(&mut layout, task.kind, &pooler, hidden, task.outputs());
+        let head = SequenceHead::new(&mut layout, task.kind, &pooling, hidden, task.outputs());
         let (weights, report) = pretrained.weights(&layout, &task, seed)?;
         let params = Params::new(layout, weights, space, Some(&word))?;
         Ok((Self { params, encoder, head, task }, report))
@@ -157,9 +159,8 @@ impl Model {
         accumulate: bool,
     ) -> Result<f64> {
         let hidden = self.encoder.forward(&self.params, batch, Read::First, key, true)?;
-        let p = self.encoder.config().head_dropout;
-        let dropout =
-            key.map_or(crate::ops::dropout::Dropout::OFF, |k| crate::ops::dropout::Dropout::new(p, k.site(HEAD_SITE)));
+        let rates = self.encoder.config().pooling.dropout;
+        let dropout = [0, 1].map(|i| key.map_or(Dropout::OFF, |k| Dropout::new(rates[i], k.site(HEAD_SITES[i]))));
         let pass = self.head.forward(&self.params, &hidden.to_dtype(DType::F32)?, dropout)?;
         let loss = self.head.loss_sum(&pass.logits, &batch.targets, objective)?;
         let sum = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
@@ -178,8 +179,7 @@ impl Model {
         let mut names = vec![];
         for spec in self.params.trained() {
             let square = self.params.grad_square(spec)?;
-            let zero_by_nature = spec.name.ends_with("attention.self.key.bias");
-            if !square.is_finite() || (square == 0.0 && !zero_by_nature) {
+            if !square.is_finite() || (square == 0.0 && !self.encoder.config().is_without_gradient(&spec.name)) {
                 names.push(spec.name.clone());
             }
         }
@@ -191,7 +191,7 @@ impl Model {
         let mut layout = Layout::default();
         let encoder = Encoder::new(&mut layout, pretrained.encoder_config().clone());
         let config = encoder.config();
-        SequenceHead::new(&mut layout, self.task.kind, &config.names.pooler, config.layer.hidden, self.task.outputs());
+        SequenceHead::new(&mut layout, self.task.kind, &config.pooling, config.layer.hidden, self.task.outputs());
         let (weights, report) = pretrained.weights(&layout, &self.task, 0)?;
         if !report.initialised.is_empty() || weights.len() != self.params.arena_len() {
             return Err(Error::in_file(pretrained.dir(), "is not the model that this run saved"));

@@ -61,8 +61,8 @@ impl<'a> Predictor<'a> {
     /// Answers rows, in their order; rows of like length are computed together.
     pub fn predict(&mut self, rows: &[Example]) -> Result<Vec<Prediction>> {
         let tokens = self.tokenizer.encode(rows, self.max_length, &mut |_, _| Ok(()))?;
-        let shape = self.model.encoder().0.config().embedding;
-        tokens.check_ids(shape.vocab, shape.types)?;
+        let encoder = self.model.encoder().0.config();
+        tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
         let lengths = tokens.lengths();
         let data = Dataset { tokens, targets: Targets::None, lines: vec![], file: Default::default() };
         let outputs = self.model.task().outputs();

@@ -13,7 +13,8 @@ use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::DType;
 use common::{dataset, distance, fixture, floats, norm, trainable_in, worst};
 
-const CASES: [&str; 3] = ["classification", "pairs", "regression"];
+const CASES: [&str; 8] =
+    ["classification", "pairs", "regression", "roberta", "distilbert", "electra", "albert", "mpnet"];
 
 fn skip() -> bool {
     let skip = bf16_engine().is_none();

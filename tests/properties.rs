@@ -56,7 +56,8 @@ fn models() -> Vec<(&'static str, Model, Dataset)> {
     let mut tiny = tiny(1);
     let rows = random_rows(&mut tiny, &[5, 1, 512, 33, 2, 16, 64, 17]);
     let case = |case| (case, trainable(&fixture(case, "model")), dataset(case));
-    vec![case("pairs"), case("regression"), ("tiny", tiny, rows)]
+    let families = ["roberta", "distilbert", "electra", "albert", "mpnet"].map(case);
+    [case("pairs"), case("regression"), ("tiny", tiny, rows)].into_iter().chain(families).collect()
 }
 
 fn all(data: &Dataset) -> Vec<usize> {
@@ -396,7 +397,7 @@ fn gradients_with_dropout_are_the_slope_of_the_loss() {
 fn encoder_of(model: &mut Model) -> (Encoder, Params) {
     let weights = floats(model.params.weights());
     let config = model.encoder().0.config().clone();
-    let (mut layout, word) = (Layout::default(), config.names.word.clone());
+    let (mut layout, word) = (Layout::default(), config.names.embeddings.word.clone());
     let encoder = Encoder::new(&mut layout, config);
     let weights = weights[..layout.arena_len()].to_vec();
     let mut params = Params::new(layout, weights, Space::f32(&Device::Cpu), Some(&word)).unwrap();

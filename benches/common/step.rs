@@ -55,7 +55,7 @@ fn make(layers: usize, hidden: usize, heads: usize, inner: usize) -> Result<Temp
     for spec in layout.specs() {
         let scale = match spec.init {
             Init::Normal => Tensor::from_vec(values(spec.len(), spec.offset as u32), spec.shape.clone(), &Device::Cpu)?,
-            Init::Zeros => Tensor::zeros(spec.shape.clone(), DType::F32, &Device::Cpu)?,
+            Init::Zeros | Init::Fixed => Tensor::zeros(spec.shape.clone(), DType::F32, &Device::Cpu)?,
             Init::Ones => Tensor::full(1f32 / 0.04, spec.shape.clone(), &Device::Cpu)?,
         };
         tensors.insert(spec.name.clone(), (scale * 0.04)?);
@@ -117,7 +117,7 @@ impl Training {
     pub fn work(&mut self, workload: &Workload) -> Work {
         let dtype = self.model.params.space().dtype;
         let config = self.model.encoder().0.config();
-        let (layers, h, inner) = (config.layers, config.layer.hidden, config.layer.inner);
+        let (layers, h, inner) = (config.names.layers.len(), config.layer.hidden, config.layer.inner);
         let weights = layers * (4 * h * h + 2 * h * inner);
         let lengths = workload.batch.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as usize);
         let pairs: usize = lengths.map(|l| l * l).sum();

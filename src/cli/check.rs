@@ -102,9 +102,9 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     if is_trainable {
         check_metric(&task, config.train.deciding().1)?;
     }
-    let shape = pretrained.encoder_config().embedding;
+    let encoder = pretrained.encoder_config();
     for split in &scan.splits {
-        split.data.tokens.check_ids(shape.vocab, shape.types)?;
+        split.data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     }
     if ui.is_json() {
         scan.splits.iter().for_each(|split| ui.event(&data_event(&scan, split)));
@@ -115,7 +115,8 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     };
     let measures: Vec<Measures> =
         (0..scan.splits.len()).map(|split| Measures::new(&scan, split, config.data.max_length)).collect();
-    let mut findings = find(&scan, &measures, Options { near, examples: args.examples, positions: shape.positions });
+    let mut findings =
+        find(&scan, &measures, Options { near, examples: args.examples, positions: encoder.max_length() });
     excerpts(&mut findings, &config.data, &tokenizer);
     if ui.is_json() {
         ui.out_json(&json!({

@@ -57,7 +57,7 @@ pub fn config(
     let guess =
         guess(&head.text, head.whole, format_by_extension(file), &known).map_err(|m| Error::in_file(file, m))?;
     let model = args.model.as_deref().map(Pretrained::open).transpose()?;
-    let positions = model.as_ref().map(|m| m.encoder_config().embedding.positions);
+    let positions = model.as_ref().map(|m| m.encoder_config().max_length());
     let mut toml = Writer::default();
     toml.line(format_args!("# {}: a config from the first {} rows of", guess.task, guess.rows));
     toml.line(format_args!("# {}", shortened_path(file)));

@@ -321,15 +321,15 @@ pub fn eval_set(
 ) -> Result<EvalSet> {
     let Loaded { tokens, labels, slices, places, .. } = loaded;
     let targets = targets(&labels, &places)?;
-    let shape = pretrained.encoder_config().embedding;
-    tokens.check_ids(shape.vocab, shape.types)?;
+    let encoder = pretrained.encoder_config();
+    tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
     Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new) })
 }
 
 /// The model must have a position for every token.
 pub fn check_max_length(pretrained: &Pretrained, max_length: usize, key: &str) -> Result<()> {
-    let positions = pretrained.encoder_config().embedding.positions;
+    let positions = pretrained.encoder_config().max_length();
     if max_length > positions {
         return Err(Error::input(format!(
             "{key} is {max_length}, but the model {} has {positions} positions; use {positions} or less",

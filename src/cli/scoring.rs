@@ -35,7 +35,7 @@ impl Scoring {
         let dir = model_dir(dir);
         let pretrained = Pretrained::open(&dir)?;
         let extra = BertftJson::read(&dir)?;
-        let positions = pretrained.encoder_config().embedding.positions;
+        let positions = pretrained.encoder_config().max_length();
         let max_length = match (input.max_length, &extra) {
             (Some(n), _) => n,
             (None, Some(extra)) => extra.max_length,

@@ -1,32 +1,54 @@
 //! From a packed batch of token ids to hidden states, and back. One file a family: its config and its checkpoint names;
 //! the arithmetic is shared ([`crate::nn`], [`crate::ops`]).
 
+pub mod albert;
 pub mod bert;
+pub mod distilbert;
+pub mod electra;
+pub mod keys;
+pub mod mpnet;
 pub mod names;
+pub mod roberta;
 
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::nn::params::{Init, Layout, Params};
+use crate::nn::distance_bias::DistanceBiasTable;
+use crate::nn::embeddings::{EmbeddingNames, Embeddings, EmbeddingsShape};
+use crate::nn::params::{Layout, Params};
+use crate::nn::pooling::Pooling;
 use crate::nn::transformer::{
-    Activations, Layer, LayerNames, LayerShape, Pass, Scratch, Selection, activation_len, scratch_len,
+    Activations, Layer, LayerNames, LayerShape, Pass, PassBias, Scratch, Selection, activation_len, scratch_len,
 };
 use crate::nn::workspace::{Buffer, SLACK};
-use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape, embed, embed_backward};
+use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape};
 use crate::rng::PassKey;
 use candle_core::{DType, Device, Tensor};
+use keys::Keys;
+use std::borrow::Cow;
 use std::path::Path;
 
 /// The families that this version loads, by `model_type`.
-pub const FAMILIES: &[&str] = &["bert"];
+pub const FAMILIES: &[&str] =
+    &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet"];
 
 /// What a family's `config.json` says, in terms that all families share.
 #[derive(Debug, Clone)]
 pub struct EncoderConfig {
+    /// How the family's classes in `transformers` begin: `Bert` of `BertForSequenceClassification`.
+    pub class: &'static str,
     pub embedding: EmbeddingShape,
-    pub layers: usize,
+    /// Width of the embedding tables; where it is not the layers', they are projected.
+    pub embedding_width: usize,
+    pub embedding_dropout: f32,
+    /// Whether the table of positions learns.
+    pub learns_positions: bool,
+    pub positions: Positions,
+    /// Whether the tokenizer's type ids are read; without, every token is of type 0.
+    pub reads_types: bool,
     pub layer: LayerShape,
-    /// Dropout before the classifier.
-    pub head_dropout: f32,
+    /// Rows of the table of an attention bias by distance, where there is one.
+    pub bias_buckets: Option<usize>,
+    pub pooling: Pooling,
     /// Standard deviation of new weights.
     pub initializer_range: f64,
     pub names: ModuleNames,
@@ -37,25 +59,86 @@ pub struct EncoderConfig {
 pub struct ModuleNames {
     /// What checkpoints of the bare encoder leave out.
     pub prefix: &'static str,
-    pub word: String,
-    pub position: String,
-    pub token_type: String,
-    pub embedding_norm: String,
-    pub pooler: String,
-    pub layer: fn(usize) -> LayerNames,
+    pub embeddings: EmbeddingNames,
+    /// From the first layer to the last; layers of the same names share their parameters.
+    pub layers: Vec<LayerNames>,
+    /// The table of the attention bias, where there is one.
+    pub bias: String,
+}
+
+/// How the tokens of a row are numbered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// 0, 1, 2, …
+    FromZero,
+    /// From the number after this id on. Tokens of this id get it as their number and do not count (fairseq's
+    /// `make_positions`).
+    AfterPadding(u32),
+}
+
+impl Positions {
+    /// # Errors
+    /// When the table leaves no position for a token.
+    fn after_padding(keys: Keys<'_>, shape: &EmbeddingShape, padding: u32) -> Result<Self> {
+        if (padding as usize) < shape.positions - 1 {
+            return Ok(Self::AfterPadding(padding));
+        }
+        let n = shape.positions;
+        Err(keys.wrong(format!("max_position_embeddings {n} leaves no position behind pad_token_id {padding}")))
+    }
+
+    fn of(self, batch: &Batch) -> Cow<'_, [u32]> {
+        let Self::AfterPadding(padding) = self else { return Cow::Borrowed(&batch.positions) };
+        let row = |w: &[u32]| {
+            let numbered = batch.ids[w[0] as usize..w[1] as usize].iter().scan(padding, move |last, &id| {
+                *last += u32::from(id != padding);
+                Some(if id == padding { padding } else { *last })
+            });
+            numbered.collect::<Vec<_>>()
+        };
+        batch.cu_seqlens.windows(2).flat_map(row).collect()
+    }
 }
 
 impl EncoderConfig {
     /// Reads a model directory's `config.json`.
     pub fn from_json(json: &serde_json::Value, file: &Path) -> Result<Self> {
+        let keys = Keys::new(json, file);
         match json.get("model_type").and_then(|v| v.as_str()) {
-            Some("bert") => bert::config(json, file),
-            Some(other) => Err(Error::in_file(
-                file,
-                format!("model_type {other:?} is not supported by this version; supported: {}", FAMILIES.join(", ")),
-            )),
-            None => Err(Error::in_file(file, format!("no model_type; supported: {}", FAMILIES.join(", ")))),
+            Some("bert") => bert::config(keys),
+            Some("roberta") => roberta::config(keys, "Roberta"),
+            Some("xlm-roberta") => roberta::config(keys, "XLMRoberta"),
+            Some("camembert") => roberta::config(keys, "Camembert"),
+            Some("distilbert") => distilbert::config(keys),
+            Some("electra") => electra::config(keys),
+            Some("albert") => albert::config(keys),
+            Some("mpnet") => mpnet::config(keys),
+            Some(other) => Err(keys.wrong(format!(
+                "model_type {other:?} is not supported by this version; supported: {}",
+                FAMILIES.join(", ")
+            ))),
+            None => Err(keys.wrong(format!("no model_type; supported: {}", FAMILIES.join(", ")))),
         }
+    }
+
+    /// Tokens a row may have.
+    pub fn max_length(&self) -> usize {
+        match self.positions {
+            Positions::FromZero => self.embedding.positions,
+            Positions::AfterPadding(padding) => self.embedding.positions - 1 - padding as usize,
+        }
+    }
+
+    /// How many type ids the tokenizer may give: any where they are not read.
+    pub fn type_ids(&self) -> usize {
+        if self.reads_types { self.embedding.types } else { usize::MAX }
+    }
+
+    /// Whether a parameter's gradient is zero in exact arithmetic: softmax does not see what a key bias adds to all scores of
+    /// a query.
+    pub fn is_without_gradient(&self, name: &str) -> bool {
+        let module = name.strip_suffix(".bias");
+        module.is_some_and(|module| self.names.layers.iter().any(|l| l.key == module))
     }
 }
 
@@ -75,6 +158,8 @@ struct Input {
     positions: Tensor,
     types: Tensor,
     cu_seqlens: Vec<u32>,
+    /// Tokens of the longest row.
+    longest: usize,
     selection: Option<Selection>,
     key: Option<PassKey>,
     /// Whether the pass left its layers' activations to be computed again.
@@ -82,7 +167,7 @@ struct Input {
 }
 
 impl Input {
-    fn new(batch: &Batch, read: Read, key: Option<PassKey>, device: &Device) -> Result<Self> {
+    fn new(config: &EncoderConfig, batch: &Batch, read: Read, key: Option<PassKey>, device: &Device) -> Result<Self> {
         let vector = |v: &[u32]| Tensor::from_slice(v, v.len(), device);
         let rows = batch.cu_seqlens.len() - 1;
         let selection = match read {
@@ -93,8 +178,13 @@ impl Input {
         };
         Ok(Self {
             ids: vector(&batch.ids)?,
-            positions: vector(&batch.positions)?,
-            types: vector(&batch.type_ids)?,
+            positions: vector(&config.positions.of(batch))?,
+            types: if config.reads_types {
+                vector(&batch.type_ids)?
+            } else {
+                Tensor::zeros(batch.ids.len(), DType::U32, device)?
+            },
+            longest: batch.max_len(),
             cu_seqlens: batch.cu_seqlens.clone(),
             selection,
             key,
@@ -109,7 +199,7 @@ impl Input {
     /// The pass as layer `i` of `layers` sees it: only the last one leaves tokens out.
     fn pass(&self, i: usize, layers: usize) -> Pass<'_> {
         let selection = if i + 1 == layers { self.selection.as_ref() } else { None };
-        Pass { cu_seqlens: &self.cu_seqlens, selection, key: self.key, learns_below: true }
+        Pass { cu_seqlens: &self.cu_seqlens, selection, key: self.key, learns_below: true, bias: None }
     }
 }
 
@@ -117,10 +207,9 @@ impl Input {
 #[derive(Debug)]
 pub struct Encoder {
     config: EncoderConfig,
-    embedding: usize,
+    embeddings: Embeddings,
+    bias: Option<DistanceBiasTable>,
     layers: Vec<Layer>,
-    embedding_sum: Buffer,
-    embedded: Buffer,
     /// One a layer in training; the first serves all layers in evaluation and when they are recomputed.
     acts: Vec<Activations>,
     /// The layers' outputs, likewise; recomputing needs them all.
@@ -136,24 +225,28 @@ const EMBEDDING_SITE: u64 = u64::MAX;
 impl Encoder {
     /// Lays out the parameters.
     pub fn new(layout: &mut Layout, config: EncoderConfig) -> Self {
-        let (e, h, n) = (&config.embedding, config.layer.hidden, &config.names);
-        let mut block = vec![
-            (n.word.clone(), vec![e.vocab, h], Init::Normal),
-            (n.position.clone(), vec![e.positions, h], Init::Normal),
-        ];
-        if e.types > 0 {
-            block.push((n.token_type.clone(), vec![e.types, h], Init::Normal));
+        let (names, layer) = (&config.names, &config.layer);
+        let shape = EmbeddingsShape {
+            tables: config.embedding,
+            width: config.embedding_width,
+            hidden: layer.hidden,
+            learns_positions: config.learns_positions,
+        };
+        let embeddings = Embeddings::new(layout, shape, &names.embeddings);
+        let bias = config.bias_buckets.map(|n| DistanceBiasTable::new(layout, &names.bias, n, layer.heads));
+        let mut layers: Vec<Layer> = Vec::with_capacity(names.layers.len());
+        for (i, of) in names.layers.iter().enumerate() {
+            let layer = match names.layers[..i].iter().position(|n| n == of) {
+                Some(first) => layers[first].again(i),
+                None => Layer::new(layout, layer, of, i),
+            };
+            layers.push(layer);
         }
-        block.push((format!("{}.weight", n.embedding_norm), vec![h], Init::Ones));
-        block.push((format!("{}.bias", n.embedding_norm), vec![h], Init::Zeros));
-        let embedding = layout.block(&block);
-        let layers: Vec<_> = (0..config.layers).map(|i| Layer::new(layout, &config.layer, &(n.layer)(i), i)).collect();
         Self {
-            embedding,
+            embeddings,
+            bias,
             layers,
             config,
-            embedding_sum: Buffer::default(),
-            embedded: Buffer::default(),
             acts: vec![],
             outs: vec![],
             recompute: false,
@@ -180,8 +273,8 @@ impl Encoder {
         let queries = if read == Read::First { rows } else { tokens };
         let last = activation_len(shape, tokens, queries);
         let kept = if recompute { if n > 1 { full } else { last } } else { full * (n - 1) + last };
-        // The embedding's sum and result, and every layer's output.
-        let outputs = (n + 1) * shape.hidden * tokens + shape.hidden * queries;
+        // The embeddings, and every layer's output.
+        let outputs = self.embeddings.buffer_len(tokens) + shape.hidden * ((n - 1) * tokens + queries);
         // bf16 weight gradients pack both of their operands.
         let packed = if dtype == DType::BF16 { (shape.hidden + shape.inner) * tokens } else { 0 };
         let values = kept + outputs + scratch_len(shape, tokens) + packed;
@@ -191,7 +284,8 @@ impl Encoder {
     /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens`.
     pub fn evaluation_bytes(&self, tokens: usize, dtype: DType) -> usize {
         let shape = &self.config.layer;
-        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + 3 * shape.hidden * tokens)
+        let outputs = self.embeddings.buffer_len(tokens) + shape.hidden * tokens;
+        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs)
     }
 
     /// Hidden states `[rows, hidden]` ([`Read::First`]) or `[tokens, hidden]` in the activations' format, in a buffer that the
@@ -205,21 +299,19 @@ impl Encoder {
         key: Option<PassKey>,
         keep: bool,
     ) -> Result<Tensor> {
-        let (space, h, tokens) = (params.space(), self.config.layer.hidden, batch.ids.len());
         let recompute = keep && self.recompute;
-        let input = Input { recompute, ..Input::new(batch, read, key, space.device)? };
-        let shape = self.config.embedding;
-        let block = params.weight(self.embedding, &[shape.rows(), h])?;
-        let (sum, mut x) = (self.embedding_sum.view(tokens, h, space)?, self.embedded.view(tokens, h, space)?);
+        let input = Input { recompute, ..Input::new(&self.config, batch, read, key, params.device())? };
         let n = self.layers.len();
-        let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
-        embed(&sum, &x, &block, input.index(), shape, dropout)?;
+        let dropout = input.pass(0, n).dropout(self.config.embedding_dropout, EMBEDDING_SITE);
+        let mut x = self.embeddings.forward(params, input.index(), dropout)?;
+        let values = self.bias.as_mut().map(|b| b.forward(params, input.longest)).transpose()?;
+        let bias = values.as_ref().map(|values| PassBias { values, grad: None });
         let (acts, outs) = (if keep && !recompute { n } else { 1 }, if keep { n } else { 1 });
         self.acts.resize_with(self.acts.len().max(acts), Activations::default);
         self.outs.resize_with(self.outs.len().max(outs), Buffer::default);
         for (i, layer) in self.layers.iter().enumerate() {
             let (acts, out) = (&mut self.acts[i.min(acts - 1)], &mut self.outs[i.min(outs - 1)]);
-            x = layer.forward(params, &x, &input.pass(i, n), acts, out)?;
+            x = layer.forward(params, &x, &Pass { bias, ..input.pass(i, n) }, acts, out)?;
         }
         self.input = keep.then_some(input);
         Ok(x)
@@ -231,44 +323,44 @@ impl Encoder {
         let Some(input) = self.input.take() else {
             return Err(Error::Failed("backward without a forward pass that kept its activations".into()));
         };
-        let (h, tokens) = (self.config.layer.hidden, input.ids.elem_count());
-        let embedded = self.embedded.view(tokens, h, params.space())?;
+        let (h, n, tokens) = (self.config.layer.hidden, self.layers.len(), input.ids.elem_count());
+        let embedded = self.embeddings.output(params, tokens)?;
         let mut grad = grad.clone();
-        let n = self.layers.len();
-        let shape = self.config.embedding;
-        let trains_embedding = params.trains(self.embedding..self.embedding + shape.rows() * h);
+        let trains_embeddings = params.trains(self.embeddings.range());
+        let bias = match &mut self.bias {
+            Some(table) => {
+                let grad = params.trains(table.range()).then(|| table.begin_backward(params, input.longest));
+                Some((table.forward(params, input.longest)?, grad.transpose()?))
+            }
+            None => None,
+        };
+        let bias = bias.as_ref().map(|(values, grad)| PassBias { values, grad: grad.as_ref() });
+        let bias_grad = bias.and_then(|b| b.grad);
         // Below the first part that learns nobody reads a gradient.
-        let trains = |i: &usize| trains_embedding || params.trains(self.layers[*i].range());
-        let lowest = (0..n).find(trains).unwrap_or(n);
+        let trains_all = trains_embeddings || bias_grad.is_some();
+        let lowest = (0..n).find(|i| trains_all || params.trains(self.layers[*i].range())).unwrap_or(n);
         for i in (lowest..n).rev() {
             let x = match i.checked_sub(1) {
                 Some(below) => self.outs[below].view(tokens, h, params.space())?,
                 None => embedded.clone(),
             };
-            let pass = Pass { learns_below: trains_embedding || i > lowest, ..input.pass(i, n) };
+            let pass = Pass { learns_below: trains_embeddings || i > lowest, bias, ..input.pass(i, n) };
             let acts = &mut self.acts[if input.recompute { 0 } else { i }];
             // The last layer's are still there.
             if input.recompute && i + 1 < n {
                 self.layers[i].forward(params, &x, &pass, acts, &mut self.outs[i])?;
             }
+            // A layer that shares its parameters with one above adds to that one's gradients.
+            let accumulate = accumulate || self.layers[i + 1..].iter().any(|l| l.range() == self.layers[i].range());
             grad = self.layers[i].backward(params, &x, &grad, &pass, acts, &mut self.scratch, accumulate)?;
         }
-        if !trains_embedding {
+        if let (Some(table), Some(sums)) = (&self.bias, bias_grad) {
+            table.backward(params, sums, accumulate)?;
+        }
+        if !trains_embeddings {
             return Ok(());
         }
-        if !accumulate {
-            // The scatter below adds: start its dense part from zero, the word rows are cleared as they were touched.
-            params.begin_window()?;
-            let start = self.embedding + shape.vocab * h;
-            params.zero_grad(start..self.embedding + shape.rows() * h)?;
-        }
-        params.touch(&input.ids.to_vec1::<u32>()?);
-        let (block, dblock) =
-            (params.weight(self.embedding, &[shape.rows(), h])?, params.grad(self.embedding, &[shape.rows(), h])?);
-        let space = params.space();
-        let (sum, ds) = (self.embedding_sum.view(tokens, h, space)?, self.scratch.spare(tokens, h, space)?);
-        let dropout = input.pass(0, n).dropout(self.config.layer.hidden_dropout, EMBEDDING_SITE);
-        embed_backward(&dblock, &ds, &grad, &sum, &block, input.index(), shape, dropout)?;
-        Ok(())
+        let dropout = input.pass(0, n).dropout(self.config.embedding_dropout, EMBEDDING_SITE);
+        Ok(self.embeddings.backward(params, &grad, input.index(), dropout, &mut self.scratch, accumulate)?)
     }
 }

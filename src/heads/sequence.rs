@@ -1,11 +1,12 @@
-//! Classification and regression of whole rows, as `BertForSequenceClassification`: pooler (dense, tanh) on `[CLS]`, dropout,
-//! classifier; cross-entropy or mean squared error.
+//! Classification and regression of whole rows, as each family's `ForSequenceClassification` has it ([`Pooling`]): dropout, a
+//! dense layer and its activation on the first token, dropout, the last layer; cross-entropy or mean squared error.
 
 use super::Objective;
 use crate::data::Targets;
 use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Params};
+use crate::nn::pooling::{Pooling, PoolingActivation};
 use crate::ops::dropout::Dropout;
 use candle_core::{Tensor, Var};
 
@@ -15,7 +16,8 @@ pub struct SequenceHead {
     task: TaskKind,
     hidden: usize,
     labels: usize,
-    /// `[pooler.weight, pooler.bias, classifier.weight, classifier.bias]` in the arenas.
+    act: PoolingActivation,
+    /// Weight and bias of the dense layer and of the last in the arenas.
     offsets: [usize; 4],
 }
 
@@ -29,19 +31,17 @@ pub struct HeadPass {
     pub logits: Tensor,
 }
 
-/// Name of the classifier module in checkpoints.
-pub const CLASSIFIER: &str = "classifier";
-
 impl SequenceHead {
     /// Lays out the parameters; `labels` is 1 for regression.
-    pub fn new(layout: &mut Layout, task: TaskKind, pooler: &str, hidden: usize, labels: usize) -> Self {
+    pub fn new(layout: &mut Layout, task: TaskKind, pooling: &Pooling, hidden: usize, labels: usize) -> Self {
+        let Pooling { dense, act, out, .. } = pooling;
         let offsets = [
-            layout.block(&[(format!("{pooler}.weight"), vec![hidden, hidden], Init::Normal)]),
-            layout.block(&[(format!("{pooler}.bias"), vec![hidden], Init::Zeros)]),
-            layout.block(&[(format!("{CLASSIFIER}.weight"), vec![labels, hidden], Init::Normal)]),
-            layout.block(&[(format!("{CLASSIFIER}.bias"), vec![labels], Init::Zeros)]),
+            layout.block(&[(format!("{dense}.weight"), vec![hidden, hidden], Init::Normal)]),
+            layout.block(&[(format!("{dense}.bias"), vec![hidden], Init::Zeros)]),
+            layout.block(&[(format!("{out}.weight"), vec![labels, hidden], Init::Normal)]),
+            layout.block(&[(format!("{out}.bias"), vec![labels], Init::Zeros)]),
         ];
-        Self { task, hidden, labels, offsets }
+        Self { task, hidden, labels, act: *act, offsets }
     }
 
     pub fn labels(&self) -> usize {
@@ -52,15 +52,14 @@ impl SequenceHead {
         [vec![self.hidden, self.hidden], vec![self.hidden], vec![self.labels, self.hidden], vec![self.labels]]
     }
 
-    fn compute(p: [&Tensor; 4], hidden: &Tensor, dropout: Dropout) -> Result<Tensor> {
-        let pooled = hidden.matmul(&p[0].t()?)?.broadcast_add(p[1])?.tanh()?;
-        let pooled = if dropout.is_off() {
-            pooled
-        } else {
-            let factors: Vec<f32> = (0..pooled.elem_count() as u32).map(|i| dropout.factor(i)).collect();
-            (&pooled * Tensor::from_vec(factors, pooled.shape(), pooled.device())?)?
+    fn compute(&self, p: [&Tensor; 4], hidden: &Tensor, [before, after]: [Dropout; 2]) -> Result<Tensor> {
+        let dense = dropped(hidden, before)?.matmul(&p[0].t()?)?.broadcast_add(p[1])?;
+        let pooled = match self.act {
+            PoolingActivation::Tanh => dense.tanh()?,
+            PoolingActivation::Relu => dense.relu()?,
+            PoolingActivation::Gelu => dense.gelu_erf()?,
         };
-        Ok(pooled.matmul(&p[2].t()?)?.broadcast_add(p[3])?)
+        Ok(dropped(&pooled, after)?.matmul(&p[2].t()?)?.broadcast_add(p[3])?)
     }
 
     /// Logits `[rows, labels]` of `hidden: [rows, hidden]`, without autograd.
@@ -69,16 +68,16 @@ impl SequenceHead {
         for (offset, shape) in self.offsets.iter().zip(self.shapes()) {
             p.push(params.weight(*offset, &shape)?);
         }
-        Self::compute([&p[0], &p[1], &p[2], &p[3]], hidden, Dropout::OFF)
+        self.compute([&p[0], &p[1], &p[2], &p[3]], hidden, [Dropout::OFF; 2])
     }
 
-    /// The same with autograd and dropout.
-    pub fn forward(&self, params: &Params, hidden: &Tensor, dropout: Dropout) -> Result<HeadPass> {
+    /// The same with autograd and with dropout before and after the dense layer.
+    pub fn forward(&self, params: &Params, hidden: &Tensor, dropout: [Dropout; 2]) -> Result<HeadPass> {
         let [a, b, c, d] = self.shapes();
         let var = |i: usize, shape: &[usize]| Var::from_tensor(&params.weight(self.offsets[i], shape)?);
         let vars = [var(0, &a)?, var(1, &b)?, var(2, &c)?, var(3, &d)?];
         let hidden = Var::from_tensor(hidden)?;
-        let logits = Self::compute([0, 1, 2, 3].map(|i| vars[i].as_tensor()), hidden.as_tensor(), dropout)?;
+        let logits = self.compute([0, 1, 2, 3].map(|i| vars[i].as_tensor()), hidden.as_tensor(), dropout)?;
         Ok(HeadPass { hidden, params: vars, logits })
     }
 
@@ -111,6 +110,14 @@ impl SequenceHead {
             None => Err(Error::Failed("the loss does not depend on the encoder".into())),
         }
     }
+}
+
+fn dropped(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
+    if dropout.is_off() {
+        return Ok(x.clone());
+    }
+    let factors: Vec<f32> = (0..x.elem_count() as u32).map(|i| dropout.factor(i)).collect();
+    Ok((x * Tensor::from_vec(factors, x.shape(), x.device())?)?)
 }
 
 /// The loss of each row of `logits: [rows, labels]`, on the host in f64: cross-entropy or squared error.

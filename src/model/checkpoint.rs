@@ -5,7 +5,6 @@ use crate::data::config::TaskKind;
 use crate::encoders::names::{candidates, is_buffer};
 use crate::encoders::{EncoderConfig, FAMILIES};
 use crate::error::{Error, Result};
-use crate::heads::sequence::CLASSIFIER;
 use crate::nn::params::{Init, Layout, Spec};
 use crate::rng::normal;
 use half::{bf16, f16};
@@ -114,7 +113,8 @@ impl Pretrained {
     /// [`Error::Input`] for tasks that are not in this version, and where there is no classifier.
     pub fn task(&self) -> Result<Task> {
         let labels = self.labels()?;
-        let outputs = self.tensors()?.tensor(&format!("{CLASSIFIER}.weight")).ok().map(|t| t.shape().to_vec());
+        let classifier = &self.config.pooling.out;
+        let outputs = self.tensors()?.tensor(&format!("{classifier}.weight")).ok().map(|t| t.shape().to_vec());
         let Some(&[outputs, _]) = outputs.as_deref() else {
             return Err(Error::in_file(
                 &self.file,
@@ -124,7 +124,7 @@ impl Pretrained {
         let labels = labels.unwrap_or_else(|| (0..outputs).map(|i| format!("LABEL_{i}")).collect());
         if labels.len() != outputs {
             return Err(
-                self.wrong(format!("id2label has {} labels and classifier.weight {outputs} rows", labels.len()))
+                self.wrong(format!("id2label has {} labels and {classifier}.weight {outputs} rows", labels.len()))
             );
         }
         match self.json.get("problem_type").and_then(|v| v.as_str()) {
@@ -156,7 +156,7 @@ impl Pretrained {
         let (mut used, mut missing, mut places) = (HashSet::new(), vec![], vec![]);
         let keep_classifier = self.classifier_fits(task, &tensors)?;
         for spec in layout.specs() {
-            let classifier = spec.name.starts_with(CLASSIFIER);
+            let classifier = spec.name.starts_with(&self.config.pooling.out);
             let found =
                 candidates(&spec.name, self.config.names.prefix).into_iter().find(|n| names.contains(n.as_str()));
             used.extend(found.clone());
@@ -168,7 +168,7 @@ impl Pretrained {
                     report.loaded += 1;
                 }
                 _ => {
-                    if !classifier && !spec.name.starts_with(&self.config.names.pooler) {
+                    if !classifier && !spec.name.starts_with(&self.config.pooling.dense) {
                         missing.push(spec.name.as_str());
                     }
                     places.push((spec, None));
@@ -207,7 +207,7 @@ impl Pretrained {
     /// Whether the checkpoint's classifier answers the task's question: as many outputs, and the same labels where the
     /// checkpoint names them.
     fn classifier_fits(&self, task: &Task, tensors: &SafeTensors<'_>) -> Result<bool> {
-        let Ok(weight) = tensors.tensor(&format!("{CLASSIFIER}.weight")) else { return Ok(false) };
+        let Ok(weight) = tensors.tensor(&format!("{}.weight", self.config.pooling.out)) else { return Ok(false) };
         if weight.shape() != [task.outputs(), self.config.layer.hidden] {
             return Ok(false);
         }
@@ -219,10 +219,12 @@ impl Pretrained {
 
     fn missing(&self, missing: &[&str], names: &HashSet<&str>) -> Error {
         let shown = missing.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-        let why = if names.iter().any(|n| n.contains("encoder.layer.0.")) {
-            "config.json does not match the weights"
+        let first = format!("{}.weight", self.config.names.layers[0].query);
+        let is_family = candidates(&first, self.config.names.prefix).iter().any(|n| names.contains(n.as_str()));
+        let why = if is_family {
+            "config.json does not match the weights".into()
         } else {
-            "the file does not hold a BERT encoder"
+            format!("the file does not hold the {} encoder that config.json says", self.config.class)
         };
         let supported = FAMILIES.join(", ");
         Error::in_file(
@@ -280,7 +282,7 @@ fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -
 fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
     match spec.init {
         Init::Normal => to.copy_from_slice(&normal(seed, &spec.name, to.len(), std)),
-        Init::Zeros => to.fill(0.0),
+        Init::Zeros | Init::Fixed => to.fill(0.0),
         Init::Ones => to.fill(1.0),
     }
 }

@@ -86,8 +86,17 @@ impl BertftJson {
 }
 
 /// Files that go along unchanged when the source has them.
-const TOKENIZER_FILES: &[&str] =
-    &["tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"];
+const TOKENIZER_FILES: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
 
 impl Model {
     /// Writes the model as a Hugging Face directory at `dir`, replacing what is there only once all is written. Tokenizer
@@ -145,7 +154,7 @@ impl Model {
         let id2label: serde_json::Map<_, _> =
             names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
         let label2id: serde_json::Map<_, _> = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
-        config["architectures"] = json!(["BertForSequenceClassification"]);
+        config["architectures"] = json!([format!("{}ForSequenceClassification", source.encoder_config().class)]);
         config["id2label"] = id2label.into();
         config["label2id"] = label2id.into();
         config["problem_type"] = json!(problem);

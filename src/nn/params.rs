@@ -32,6 +32,8 @@ pub enum Init {
     Normal,
     Zeros,
     Ones,
+    /// Always in the checkpoint, and never learns.
+    Fixed,
 }
 
 impl Spec {
@@ -47,9 +49,17 @@ impl Spec {
         self.offset..self.offset + self.len()
     }
 
-    /// Whether weight decay applies: not to biases and norms, as `transformers` groups them.
+    /// Whether weight decay applies: not to biases and norms, by the names that `transformers`' Trainer looks for (a table
+    /// `relative_attention_bias.weight` counts as a bias).
     pub fn decays(&self) -> bool {
-        !self.name.ends_with("bias") && !self.name.contains("LayerNorm")
+        let name = self.name.to_ascii_lowercase();
+        let is_norm = |module: &str| module == "norm" || module.ends_with("_norm");
+        !["bias", "layernorm", "rmsnorm"].iter().any(|part| name.contains(part)) && !name.split('.').any(is_norm)
+    }
+
+    /// Whether the parameter stays as it is, whatever else is frozen.
+    fn is_fixed(&self) -> bool {
+        self.init == Init::Fixed
     }
 }
 
@@ -162,7 +172,7 @@ impl Params {
         let n = weights.len();
         let weights = Tensor::from_vec(weights, n, space.device)?;
         let copies = Copies::default();
-        let frozen = vec![false; layout.specs.len()];
+        let frozen = layout.specs.iter().map(Spec::is_fixed).collect();
         Ok(Self { specs: layout.specs, frozen, by_name, weights, training: None, sparse, dtype: space.dtype, copies })
     }
 
@@ -202,7 +212,7 @@ impl Params {
 
     /// Keeps the parameters that `frozen` picks as they are: they get no update and take no part in the gradient's norm.
     pub fn freeze(&mut self, frozen: impl Fn(&Spec) -> bool) {
-        self.frozen = self.specs.iter().map(frozen).collect();
+        self.frozen = self.specs.iter().map(|s| s.is_fixed() || frozen(s)).collect();
     }
 
     /// The parameters that learn.
@@ -395,6 +405,16 @@ mod tests {
         assert_eq!(a.offset, 16);
         assert_eq!(values(&p.weight(16, &[6]).unwrap()), [16., 17., 18., 19., 20., 21.]);
         assert!(a.decays() && !p.spec("a.bias").unwrap().decays());
+        for (name, decays) in [
+            ("layer.0.output_layer_norm.weight", false),
+            ("layers.0.attn_norm.weight", false),
+            ("embeddings.norm.weight", false),
+            ("embeddings.LayerNorm.weight", false),
+            ("relative_attention_bias.weight", false),
+            ("normal.weight", true),
+        ] {
+            assert_eq!(Spec { name: name.into(), ..a.clone() }.decays(), decays, "{name}");
+        }
     }
 
     #[test]

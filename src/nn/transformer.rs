@@ -5,7 +5,7 @@
 
 use super::params::{Init, Layout, Params};
 use super::workspace::{Buffer, Space};
-use crate::ops::attention::{AttentionSpec, ProjectionGrads, Projections, attention, attention_backward};
+use crate::ops::attention::{AttentionSpec, DistanceBias, ProjectionGrads, Projections, attention, attention_backward};
 use crate::ops::bias::bias_grad;
 use crate::ops::dropout::Dropout;
 use crate::ops::gelu::Activation;
@@ -25,15 +25,18 @@ pub struct LayerShape {
     pub inner: usize,
     pub act: Activation,
     pub eps: f32,
-    /// Dropout after each sub-layer.
-    pub hidden_dropout: f32,
+    /// Dropout after the attention and after the feed-forward part.
+    pub hidden_dropout: [f32; 2],
     /// Dropout on attention probabilities.
     pub attention_dropout: f32,
 }
 
-/// Checkpoint names of one layer's modules, each with `.weight` and `.bias`.
-#[derive(Debug, Clone)]
+/// Checkpoint names of one layer's modules, each with `.weight` and `.bias`. Layers of the same names are one: they share
+/// their parameters.
+#[derive(Debug, Clone, PartialEq)]
 pub struct LayerNames {
+    /// The module that all of them lie in.
+    pub module: String,
     pub query: String,
     pub key: String,
     pub value: String,
@@ -42,6 +45,19 @@ pub struct LayerNames {
     pub up: String,
     pub down: String,
     pub output_norm: String,
+}
+
+impl LayerNames {
+    /// From names inside `module`: query, key and value; the attention's output and norm; the feed-forward part's two layers
+    /// and norm.
+    pub fn new(module: &str, projections: [&str; 3], attention: [&str; 2], feed_forward: [&str; 3]) -> Self {
+        let inside = |name: &str| format!("{module}.{name}");
+        let [query, key, value] = projections.map(inside);
+        let ([attention_output, attention_norm], [up, down, output_norm]) =
+            (attention.map(inside), feed_forward.map(inside));
+        let module = module.to_owned();
+        Self { module, query, key, value, attention_output, attention_norm, up, down, output_norm }
+    }
 }
 
 /// Which tokens the layers above read.
@@ -64,6 +80,17 @@ pub struct Pass<'a> {
     pub key: Option<PassKey>,
     /// Whether anything below this layer learns, so that the backward pass must find the input's gradient.
     pub learns_below: bool,
+    /// What all layers add to their scores.
+    pub bias: Option<PassBias<'a>>,
+}
+
+/// A bias of the scores by distance ([`super::distance_bias`]).
+#[derive(Debug, Clone, Copy)]
+pub struct PassBias<'a> {
+    /// `[heads, 2·reach + 1]`
+    pub values: &'a Tensor,
+    /// Where the backward pass adds up their gradient, if they learn.
+    pub grad: Option<&'a Tensor>,
 }
 
 impl Pass<'_> {
@@ -174,6 +201,11 @@ impl Layer {
         Self { shape: shape.clone(), at, number: number as u64 }
     }
 
+    /// This layer once more, as layer `number`: the same parameters, dropout of its own.
+    pub fn again(&self, number: usize) -> Self {
+        Self { number: number as u64, ..self.clone() }
+    }
+
     /// The layer's part of the arenas.
     pub fn range(&self) -> Range<usize> {
         self.at.qkv_weight..self.at.down_norm + 3 * self.shape.hidden
@@ -183,8 +215,8 @@ impl Layer {
         let site = self.number * SITES;
         [
             pass.dropout(self.shape.attention_dropout, site),
-            pass.dropout(self.shape.hidden_dropout, site + 1),
-            pass.dropout(self.shape.hidden_dropout, site + 2),
+            pass.dropout(self.shape.hidden_dropout[0], site + 1),
+            pass.dropout(self.shape.hidden_dropout[1], site + 2),
         ]
     }
 
@@ -265,7 +297,9 @@ impl Layer {
 
     fn attention_spec<'a>(&self, pass: &Pass<'a>, dropout: Dropout) -> AttentionSpec<'a> {
         let cu_queries = pass.selection.map_or(pass.cu_seqlens, |s| &s.cu_queries);
-        AttentionSpec { cu_queries, cu_keys: pass.cu_seqlens, heads: self.shape.heads, dropout }
+        let queries = pass.selection.map(|s| &s.index);
+        let bias = pass.bias.map(|b| DistanceBias { values: b.values, grad: b.grad, queries });
+        AttentionSpec { cu_queries, cu_keys: pass.cu_seqlens, heads: self.shape.heads, dropout, bias }
     }
 
     /// From the gradient of the output to that of `x`, the forward pass's input, if anything below learns. Parameter gradients are overwritten, or
@@ -371,7 +405,7 @@ impl Layer {
 }
 
 /// The gradient of the weight at `offset`, if it learns.
-fn weight_grad(params: &Params, offset: usize, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
+pub(super) fn weight_grad(params: &Params, offset: usize, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
     let (out, inp) = (dy.dim(1)?, x.dim(1)?);
     if !params.trains(offset..offset + out * inp) {
         return Ok(());

@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod attention;
 pub mod bias;
 pub mod cpu;
+pub mod distance_bias;
 pub mod dropout;
 pub mod embedding;
 pub mod gelu;

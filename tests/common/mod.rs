@@ -25,7 +25,7 @@ pub fn dataset(case: &str) -> Dataset {
     let file = fixture(case, "batch.json");
     let rows: Vec<Row> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let tokens = Tokens::from_rows(rows.iter().map(|row| (&row.input_ids, &row.token_type_ids, false)));
-    let targets = if case == "regression" {
+    let targets = if ["regression", "mpnet"].contains(&case) {
         Targets::Value(rows.iter().map(|r| r.label as f32).collect())
     } else {
         Targets::Class(rows.iter().map(|r| r.label as u32).collect())

@@ -90,6 +90,11 @@ CASES = {
         curves=["linear"], final_weights=True),
 }
 
+# The families whose tokenizers give token types to their models.
+READS_TYPES = ["bert", "electra", "albert"]
+# Softmax does not see a shift: no gradient.
+KEY_BIAS = ("key.bias", "k_lin.bias", "attn.k.bias")
+
 # Clipping thresholds between the smallest and the largest gradient norm of the curve: it acts at some steps only.
 CURVES = {
     "linear": dict(lr_scheduler_type="linear", label_smoothing_factor=0.0),
@@ -122,42 +127,51 @@ def save_tensors(path, tensors):
     save_file({k: v.detach().contiguous().clone() for k, v in sorted(tensors.items())}, path, metadata={"format": "pt"})
 
 
-def make_tokenizer(folder):
+def make_tokenizer(folder, pieces=VOCAB):
     """The tokenizer, written to `folder` before any call sets truncation in it."""
     vocab = folder / "vocab.txt"
-    vocab.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
+    vocab.write_text("\n".join(pieces) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast(vocab_file=str(vocab), do_lower_case=True, model_max_length=MAX_POSITIONS)
     tokenizer.save_pretrained(folder)
     (folder / "special_tokens_map.json").unlink()
     return tokenizer
 
 
-def make_model(case):
-    labels = case["labels"]
-    kind = dict(num_labels=1, problem_type="regression") if labels is None else dict(
+def kind_of(labels):
+    """The keys of a config that say what is predicted."""
+    return dict(num_labels=1, problem_type="regression") if labels is None else dict(
         problem_type="single_label_classification", id2label=dict(enumerate(labels)),
         label2id={name: i for i, name in enumerate(labels)})
+
+
+def make_model(case):
     config = BertConfig(
         vocab_size=len(VOCAB), max_position_embeddings=MAX_POSITIONS, type_vocab_size=2, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, **case["config"], **kind)
+        attention_probs_dropout_prob=0.0, **case["config"], **kind_of(case["labels"]))
     config._attn_implementation = "eager"
-    model = BertForSequenceClassification(config)
-    generator = torch.Generator().manual_seed(case["seed"])
+    return fill(BertForSequenceClassification(config), case["seed"])
+
+
+def fill(model, seed):
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
-            if name.endswith("LayerNorm.weight"):
+            if name.lower().replace("_", "").endswith("layernorm.weight"):
                 p.copy_(1 + 0.3 * (2 * torch.rand(p.shape, generator=generator) - 1))
             else:  # the padding row too: padding must not leak, whatever it holds
                 p.copy_(0.2 * torch.randn(p.shape, generator=generator))
     return model.eval()  # no dropout either way; eval says so
 
 
-def collate(rows):
-    """Ragged rows to one padded batch with its attention mask, as `transformers` wants it."""
+def collate(rows, config):
+    """Ragged rows to one padded batch with its attention mask, as the config's model wants it."""
     longest = max(len(r["input_ids"]) for r in rows)
     pad = lambda key, fill: torch.tensor([r[key] + [fill] * (longest - len(r[key])) for r in rows])
     mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows])
-    return dict(input_ids=pad("input_ids", 0), token_type_ids=pad("token_type_ids", 0), attention_mask=mask)
+    batch = dict(input_ids=pad("input_ids", config.pad_token_id), attention_mask=mask)
+    if config.model_type in READS_TYPES:
+        batch["token_type_ids"] = pad("token_type_ids", 0)
+    return batch
 
 
 def loss_sum(logits, labels, smoothing=0.0):
@@ -172,11 +186,12 @@ def loss_sum(logits, labels, smoothing=0.0):
 def gradients(model, rows):
     """Logits, mean loss, gradients by name and their global norm for all rows as one batch."""
     model.zero_grad()
-    logits = model(**collate(rows)).logits
+    batch = collate(rows, model.config)
+    logits = model(**batch).logits
     labels = [r["label"] for r in rows]
     loss = loss_sum(logits, labels) / len(rows)
     target = torch.tensor(labels, dtype=logits.dtype if logits.shape[1] == 1 else torch.long)
-    own = model(**collate(rows), labels=target).loss
+    own = model(**batch, labels=target).loss
     assert torch.allclose(own, loss, rtol=1e-5), "our loss is not the model's own"
     loss.backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
@@ -193,7 +208,7 @@ def window(step, count):
 
 def train(model, rows, curve, max_grad_norm):
     """The plain loop: sums over the window, divided by the window's rows; clip; step; schedule."""
-    plain = lambda n: n.endswith("bias") or "LayerNorm" in n
+    plain = lambda n: "bias" in n or "layernorm" in n.lower().replace("_", "")
     named = list(model.named_parameters())
     optimizer = torch.optim.AdamW(
         [dict(params=[p for n, p in named if not plain(n)], weight_decay=WEIGHT_DECAY),
@@ -208,7 +223,7 @@ def train(model, rows, curve, max_grad_norm):
         optimizer.zero_grad()
         for indices in micro_batches:
             batch = [rows[i] for i in indices]
-            loss = loss_sum(model(**collate(batch)).logits, [r["label"] for r in batch],
+            loss = loss_sum(model(**collate(batch, model.config)).logits, [r["label"] for r in batch],
                             curve["label_smoothing_factor"])
             (loss / count).backward()
             total += loss.item()
@@ -253,8 +268,8 @@ def make_curve(name, kind, model, rows, folder, keep_weights):
 def make_case(name, case):
     folder = ROOT / name
     (folder / "model").mkdir(parents=True)
-    tokenizer = make_tokenizer(folder / "model")
-    model = make_model(case)
+    tokenizer = make_tokenizer(folder / "model", case.get("pieces", VOCAB))
+    model = case.get("make", make_model)(case)
     model.save_pretrained(folder / "model")
 
     rows = []
@@ -274,7 +289,7 @@ def make_case(name, case):
     save_tensors(folder / "expected.safetensors",
                  {"logits": logits, "logits64": logits64.float()} | {f"grad.{n}": g for n, g in grads.items()})
     errors = {n: dict(norm=g.norm().item(), f32_error=distance(g, grads64[n])) for n, g in sorted(grads.items())}
-    smallest = min((g.norm() for n, g in grads64.items() if not n.endswith("key.bias")), default=0)
+    smallest = min((g.norm() for n, g in grads64.items() if not n.endswith(KEY_BIAS)), default=0)
     assert smallest > 1e-4 * norm64, f"{name}: a gradient is close to zero"
     write_json(folder / "expected.json", dict(
         versions=VERSIONS, seed=case["seed"], loss=loss, loss64=loss64, grad_norm=norm, grad_norm64=norm64,
@@ -304,7 +319,7 @@ def make_old_names(model, rows):
     loaded = BertModel.from_pretrained(folder / "model", add_pooling_layer=False, dtype=torch.float32)
     for n, p in loaded.named_parameters():
         assert torch.equal(p, halves[n].float()), f"transformers reads {n} otherwise"
-    batch = collate(rows)
+    batch = collate(rows, model.config)
     with torch.no_grad():
         hidden = encoder(**batch).last_hidden_state
     # [tokens, hidden]: the real tokens of all rows, end to end

@@ -44,7 +44,7 @@ def make(case):
     for v in variants:
         weight = torch.tensor(v["class_weights"], dtype=torch.float64) if "class_weights" in v else None
         model.zero_grad()
-        value = loss(model(**collate(rows)).logits, labels, weight, v.get("label_smoothing", 0.0), v.get("focal_gamma", 0.0))
+        value = loss(model(**collate(rows, model.config)).logits, labels, weight, v.get("label_smoothing", 0.0), v.get("focal_gamma", 0.0))
         value.backward()
         grads = {n: p.grad for n, p in sorted(model.named_parameters())}
         out.append(v | dict(loss=value.item(), full={n: grads[n].flatten().tolist() for n in FULL},

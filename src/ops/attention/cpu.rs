@@ -4,10 +4,12 @@
 //! the same way back.
 
 use super::AttentionSpec;
-use crate::ops::cpu::{LANES, exp, fold, in_memory, lane_sum, madd, simd, transpose16};
+use crate::ops::Dst;
+use crate::ops::cpu::{LANES, Shared, exp, fold, in_memory, lane_sum, madd, simd, transpose16};
 use crate::ops::dropout::Dropout;
 use crate::ops::pool::for_each;
 use crate::ops::real::Real;
+use candle_core::{Result, bail};
 use std::cell::RefCell;
 
 /// Queries a block.
@@ -90,10 +92,65 @@ impl<T: Real> MatrixMut<T> {
 /// One (row, head): sizes and dropout.
 #[derive(Clone, Copy)]
 struct Pair {
+    row: usize,
+    head: usize,
     queries: usize,
     keys: usize,
     d: usize,
     drop: Dropout,
+}
+
+/// A bias by distance: of all heads, or of one (row, head).
+#[derive(Clone, Copy)]
+pub struct Bias<'a> {
+    /// `2·reach + 1` values a head; that of distance 0 at `reach`.
+    pub values: &'a [f32],
+    pub reach: usize,
+    /// Tokens of the batch that the queries are; all of them without.
+    pub queries: Option<&'a [u32]>,
+    /// The row's first token in the batch.
+    pub first: usize,
+}
+
+impl<'a> Bias<'a> {
+    fn of(self, pair: Pair, q0: usize, k0: usize) -> Self {
+        let columns = 2 * self.reach + 1;
+        let queries = self.queries.map(|q| &q[q0..q0 + pair.queries]);
+        Self { values: &self.values[pair.head * columns..][..columns], queries, first: k0, ..self }
+    }
+
+    /// Where query `i` stands in its row.
+    fn position(&self, i: usize) -> usize {
+        self.queries.map_or(i, |q| q[i] as usize - self.first)
+    }
+
+    /// The bias of all keys for query `i`.
+    fn row(&self, i: usize, keys: usize) -> &'a [f32] {
+        &self.values[self.reach - self.position(i)..][..keys]
+    }
+}
+
+/// Adds the bias of the queries from `i` on to raw scores, which are scaled by 1/√d later.
+#[inline(always)]
+fn add_bias(scores: &mut [f32], bias: Bias<'_>, i: usize, keys: usize, d: usize) {
+    let scale = (d as f32).sqrt();
+    for (r, row) in scores.chunks_exact_mut(padded(keys)).enumerate() {
+        for (s, b) in row.iter_mut().zip(bias.row(i + r, keys)) {
+            *s += scale * b;
+        }
+    }
+}
+
+/// Adds the gradient of the raw scores of the queries from `i` on, to that of the bias by distance, `[2·keys − 1]`.
+#[inline(always)]
+fn add_bias_grad(dbias: &mut [f32], ds: &[f32], bias: Bias<'_>, i: usize, keys: usize, d: usize) {
+    let scale = (d as f32).sqrt();
+    for (r, row) in ds.chunks_exact(padded(keys)).enumerate() {
+        let to = &mut dbias[keys - 1 - bias.position(i + r)..][..keys];
+        for (b, s) in to.iter_mut().zip(row) {
+            *b += scale * s;
+        }
+    }
 }
 
 pub fn head_dropout(spec: &AttentionSpec<'_>, row: usize, head: usize) -> Dropout {
@@ -114,7 +171,7 @@ fn for_pairs(
         let (row, head) = (i / spec.heads, i % spec.heads);
         let (q0, k0) = (spec.cu_queries[row] as usize, spec.cu_keys[row] as usize);
         let (queries, keys) = (spec.cu_queries[row + 1] as usize - q0, spec.cu_keys[row + 1] as usize - k0);
-        let pair = Pair { queries, keys, d, drop: head_dropout(spec, row, head) };
+        let pair = Pair { row, head, queries, keys, d, drop: head_dropout(spec, row, head) };
         SCRATCH.with_borrow_mut(|s| {
             let need = scratch(pair);
             if s.len() < need {
@@ -138,6 +195,7 @@ pub unsafe fn forward<T: Real>(
     v: Matrix<T>,
     hidden: usize,
     spec: &AttentionSpec<'_>,
+    bias: Option<Bias<'_>>,
 ) {
     let all = (out, q, k, v);
     for_pairs(
@@ -149,7 +207,8 @@ pub unsafe fn forward<T: Real>(
             // SAFETY: offsets inside the views by the caller's promise.
             unsafe {
                 let views = (out.offset(q0, col), q.offset(q0, col), k.offset(k0, col), v.offset(k0, col));
-                forward_pair(views.0, views.1, views.2, views.3, pair, scratch)
+                let bias = bias.map(|b| b.of(pair, q0, k0));
+                forward_pair(views.0, views.1, views.2, views.3, pair, bias, scratch)
             }
         },
     );
@@ -157,9 +216,9 @@ pub unsafe fn forward<T: Real>(
 
 simd! {
     fn forward_pair[T](
-        out: MatrixMut<T>, q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, pair: Pair, scratch: &mut [f32],
+        out: MatrixMut<T>, q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, pair: Pair, bias: Option<Bias<'_>>, scratch: &mut [f32],
     ) {
-        let Pair { queries, keys, d, drop } = pair;
+        let Pair { queries, keys, d, drop, .. } = pair;
         let n = padded(keys);
         let (kt, rest) = scratch.split_at_mut(n * d);
         let (scores, rest) = rest.split_at_mut(n * BLOCK);
@@ -176,6 +235,9 @@ simd! {
             for i in (0..queries).step_by(BLOCK) {
                 let m = BLOCK.min(queries - i);
                 product::<FMA>(s, q.offset(i, 0), false, kt, m, n, d, false);
+                if let Some(bias) = bias {
+                    add_bias(&mut scores[..m * n], bias, i, keys, d);
+                }
                 softmax_rows::<FMA>(&mut scores[..m * n], keys, d);
                 if !drop.is_off() {
                     for (r, row) in scores[..m * n].chunks_exact_mut(n).enumerate() {
@@ -200,29 +262,59 @@ pub unsafe fn backward<T: Real>(
     qkv: [Matrix<T>; 3],
     hidden: usize,
     spec: &AttentionSpec<'_>,
-) {
+    bias: Option<Bias<'_>>,
+    dbias: Option<&mut Dst<'_>>,
+) -> Result<()> {
     let all = (to, dout, qkv);
+    let heads = spec.heads;
+    // Each pair's sums, in an order that threads do not change; then one head's over all rows.
+    let tokens = spec.cu_keys.last().map_or(0, |&n| n as usize);
+    let mut parts = if dbias.is_some() { vec![0f32; 2 * heads * tokens] } else { vec![] };
+    let part = |row: usize, head: usize| {
+        let (k0, k1) = (spec.cu_keys[row] as usize, spec.cu_keys[row + 1] as usize);
+        let start = 2 * heads * k0 + 2 * head * (k1 - k0);
+        start..start + 2 * (k1 - k0)
+    };
+    let (shared, wanted) = (Shared::new(&mut parts), dbias.is_some());
     for_pairs(
         hidden,
         spec,
         |p| padded(p.keys) * 2 * (p.d + BLOCK) + (3 * p.queries + 4 * p.keys) * p.d,
         |q0, k0, col, pair, scratch| {
             let ([dq, dk, dv], dout, [q, k, v]) = all;
-            // SAFETY: offsets inside the views by the caller's promise.
+            // SAFETY: offsets inside the views by the caller's promise; every pair has a part of its own.
             unsafe {
+                let bias = bias
+                    .map(|b| (b.of(pair, q0, k0), shared.range(if wanted { part(pair.row, pair.head) } else { 0..0 })));
                 let to = [dq.offset(q0, col), dk.offset(k0, col), dv.offset(k0, col)];
                 let qkv = [q.offset(q0, col), k.offset(k0, col), v.offset(k0, col)];
-                backward_pair(to, dout.offset(q0, col), qkv, pair, scratch)
+                backward_pair(to, dout.offset(q0, col), qkv, pair, bias, scratch)
             }
         },
     );
+    let (Some(dbias), Some(bias)) = (dbias, bias) else { return Ok(()) };
+    let columns = 2 * bias.reach + 1;
+    let all = dbias.values::<f32>()?;
+    if all.len() != heads * columns {
+        bail!("attention_backward: {} gradients for a bias [{heads}, {columns}]", all.len());
+    }
+    for (head, sums) in all.chunks_exact_mut(columns).enumerate() {
+        for row in 0..spec.cu_keys.len() - 1 {
+            let part = &parts[part(row, head)];
+            let from = bias.reach + 1 - part.len() / 2;
+            sums[from..].iter_mut().zip(&part[..part.len() - 1]).for_each(|(s, p)| *s += p);
+        }
+    }
+    Ok(())
 }
 
 simd! {
     fn backward_pair[T](
-        to: [MatrixMut<T>; 3], dout: Matrix<T>, qkv: [Matrix<T>; 3], pair: Pair, scratch: &mut [f32],
+        to: [MatrixMut<T>; 3], dout: Matrix<T>, qkv: [Matrix<T>; 3], pair: Pair, bias: Option<(Bias<'_>, &mut [f32])>,
+        scratch: &mut [f32],
     ) {
-        let (Pair { queries, keys, d, drop }, home, [q, k, v]) = (pair, to, qkv);
+        let (Pair { queries, keys, d, drop, .. }, home, [q, k, v]) = (pair, to, qkv);
+        let mut bias = bias;
         let n = padded(keys);
         let (kt, rest) = scratch.split_at_mut(n * d);
         let (vt, rest) = rest.split_at_mut(n * d);
@@ -253,10 +345,16 @@ simd! {
                 let m = BLOCK.min(queries - i);
                 let (pm, dsm) = (MatrixMut { at: p.as_mut_ptr(), stride: n }, MatrixMut { at: ds.as_mut_ptr(), stride: n });
                 product::<FMA>(pm, q.offset(i, 0), false, kt, m, n, d, false);
+                if let Some((bias, _)) = &bias {
+                    add_bias(&mut p[..m * n], *bias, i, keys, d);
+                }
                 softmax_rows::<FMA>(&mut p[..m * n], keys, d);
                 product::<FMA>(dsm, dout.offset(i, 0), false, vt, m, n, d, false);
                 for (r, (p, ds)) in p[..m * n].chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
                     score_grad_row::<FMA>(p, ds, keys, d, drop, ((i + r) * keys) as u32);
+                }
+                if let Some((bias, dbias)) = bias.as_mut().filter(|(_, dbias)| !dbias.is_empty()) {
+                    add_bias_grad(dbias, &ds[..m * n], *bias, i, keys, d);
                 }
                 product::<FMA>(dv, pm.as_const(), true, dout.offset(i, 0), keys, d, m, i > 0);
                 product::<FMA>(dq.offset(i, 0), dsm.as_const(), false, k, m, d, keys, false);

@@ -18,6 +18,27 @@ pub struct AttentionSpec<'a> {
     pub heads: usize,
     /// On the probabilities; each (row, head) has a key of its own.
     pub dropout: Dropout,
+    /// Added to the scaled scores.
+    pub bias: Option<DistanceBias<'a>>,
+}
+
+/// A bias by the distance of key and query ([`crate::ops::distance_bias`]).
+#[derive(Debug, Clone, Copy)]
+pub struct DistanceBias<'a> {
+    /// f32 `[heads, 2·reach + 1]`: that of `key − query` is in column `key − query + reach`. Rows have up to `reach + 1` tokens.
+    pub values: &'a Tensor,
+    /// To which the backward pass adds their gradient, if somebody reads it.
+    pub grad: Option<&'a Tensor>,
+    /// The queries' rows in the packed batch, u32 `[queries]`, where not every token asks.
+    pub queries: Option<&'a Tensor>,
+}
+
+impl<'a> AttentionSpec<'a> {
+    /// The bias's tensors behind a kernel's other sources.
+    fn with_bias<const N: usize>(&self, src: [&'a Tensor; N]) -> Vec<&'a Tensor> {
+        let bias = self.bias.iter().flat_map(|b| std::iter::once(b.values).chain(b.queries));
+        src.into_iter().chain(bias).collect()
+    }
 }
 
 /// Queries `[queries, hidden]`, keys and values `[tokens, hidden]`; views with any row stride.
@@ -37,24 +58,26 @@ pub enum ProjectionGrads<'a> {
     Split { dq: &'a Tensor, dkv: &'a Tensor },
 }
 
-/// `out[queries, hidden] = dropout(softmax(q·kᵀ / √head_dim))·v`, head by head. All in f32 or all in bf16; the products are f32
+/// `out[queries, hidden] = dropout(softmax(q·kᵀ / √head_dim + bias))·v`, head by head. All in f32 or all in bf16; the products are f32
 /// in both.
-pub fn attention(out: &Tensor, p: Projections<'_>, spec: AttentionSpec<'_>) -> Result<()> {
-    launch(&Forward(spec), &[out], &[p.q, p.k, p.v])
+pub fn attention<'a>(out: &Tensor, p: Projections<'a>, spec: AttentionSpec<'a>) -> Result<()> {
+    launch(&Forward(spec), &[out], &spec.with_bias([p.q, p.k, p.v]))
 }
 
-/// Gradients of [`attention`] from `dout: [queries, hidden]`; overwrites its destinations.
-pub fn attention_backward(
-    to: ProjectionGrads<'_>,
-    dout: &Tensor,
-    p: Projections<'_>,
-    spec: AttentionSpec<'_>,
+/// Gradients of [`attention`] from `dout: [queries, hidden]`; overwrites its destinations, but adds to that of the bias.
+pub fn attention_backward<'a>(
+    to: ProjectionGrads<'a>,
+    dout: &'a Tensor,
+    p: Projections<'a>,
+    spec: AttentionSpec<'a>,
 ) -> Result<()> {
-    let src = [dout, p.q, p.k, p.v];
-    match to {
-        ProjectionGrads::Fused(dqkv) => launch(&Backward(spec), &[dqkv], &src),
-        ProjectionGrads::Split { dq, dkv } => launch(&Backward(spec), &[dq, dkv], &src),
-    }
+    let src = spec.with_bias([dout, p.q, p.k, p.v]);
+    let mut dst = match to {
+        ProjectionGrads::Fused(dqkv) => vec![dqkv],
+        ProjectionGrads::Split { dq, dkv } => vec![dq, dkv],
+    };
+    dst.extend(spec.bias.and_then(|b| b.grad));
+    launch(&Backward(spec), &dst, &src)
 }
 
 struct Forward<'a>(AttentionSpec<'a>);
@@ -81,14 +104,45 @@ fn check(name: &str, spec: &AttentionSpec<'_>, q: &Src<'_>, k: &Src<'_>, v: &Src
     Ok((q.rows, k.rows, hidden))
 }
 
+/// The bias that [`AttentionSpec::with_bias`] put behind the other sources, as the bodies read it.
+fn bias<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<Option<cpu::Bias<'a>>> {
+    let Some((values, queries)) = src.split_first() else {
+        return if spec.bias.is_none() { Ok(None) } else { bail!("{name}: a bias without values") };
+    };
+    let queries = queries.first().map(Src::u32).transpose()?;
+    let reach = values.cols / 2;
+    let longest = spec.cu_keys.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
+    if values.rows != spec.heads || values.cols.is_multiple_of(2) || values.stride != values.cols || longest > reach + 1
+    {
+        bail!(
+            "{name}: a bias [{}, {}] for {} heads and rows of {longest} tokens",
+            values.rows,
+            values.cols,
+            spec.heads
+        );
+    }
+    let inside = |queries: &[u32]| {
+        let rows = spec.cu_queries.windows(2).zip(spec.cu_keys.windows(2));
+        queries.len() == spec.cu_queries.last().map_or(0, |&n| n as usize)
+            && rows
+                .into_iter()
+                .all(|(q, k)| queries[q[0] as usize..q[1] as usize].iter().all(|i| (k[0]..k[1]).contains(i)))
+    };
+    if !queries.map_or(spec.cu_queries == spec.cu_keys, inside) {
+        bail!("{name}: the bias does not know where the queries stand");
+    }
+    Ok(Some(cpu::Bias { values: values.f32()?, reach, queries, first: 0 }))
+}
+
 impl Kernel for Forward<'_> {
     fn name(&self) -> &'static str {
         "attention"
     }
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([out], [q, k, v]) = (dst, src) else { bail!("attention: one destination, three sources") };
+        let ([out], [q, k, v, rest @ ..]) = (dst, src) else { bail!("attention: one destination, three sources") };
         let (queries, _, hidden) = check("attention", &self.0, q, k, v)?;
+        let bias = bias("attention", &self.0, rest)?;
         if (out.rows, out.cols) != (queries, hidden) {
             bail!("attention: output [{}, {}] for [{queries}, {hidden}]", out.rows, out.cols);
         }
@@ -96,7 +150,7 @@ impl Kernel for Forward<'_> {
             let to = cpu::MatrixMut::<T> { stride: out.stride, at: out.values()?.as_mut_ptr() };
             let (q, k, v) = (source::<T>(q)?, source::<T>(k)?, source::<T>(v)?);
             // SAFETY: shapes and prefix sums were checked against the views above.
-            unsafe { cpu::forward(to, q, k, v, hidden, &self.0) };
+            unsafe { cpu::forward(to, q, k, v, hidden, &self.0, bias) };
         });
         Ok(())
     }
@@ -117,8 +171,13 @@ impl Kernel for Backward<'_> {
     }
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let [dout, q, k, v] = src else { bail!("attention_backward: four sources") };
+        let [dout, q, k, v, rest @ ..] = src else { bail!("attention_backward: four sources") };
         let (queries, tokens, hidden) = check("attention_backward", &self.0, q, k, v)?;
+        let bias = bias("attention_backward", &self.0, rest)?;
+        let (dst, dbias) = match (self.0.bias.and_then(|b| b.grad), dst.split_last_mut()) {
+            (Some(_), Some((last, dst))) => (dst, Some(last)),
+            _ => (dst, None),
+        };
         if (dout.rows, dout.cols) != (queries, hidden) {
             bail!("attention_backward: gradient [{}, {}] for [{queries}, {hidden}]", dout.rows, dout.cols);
         }
@@ -137,7 +196,7 @@ impl Kernel for Backward<'_> {
             };
             let (dout, qkv) = (source::<T>(dout)?, [source::<T>(q)?, source::<T>(k)?, source::<T>(v)?]);
             // SAFETY: shapes and prefix sums were checked against the views above.
-            unsafe { cpu::backward(to, dout, qkv, hidden, &self.0) };
+            unsafe { cpu::backward(to, dout, qkv, hidden, &self.0, bias, dbias)? };
         });
         Ok(())
     }
@@ -157,11 +216,15 @@ mod tests {
         dout: &[f32],
         hidden: usize,
         spec: &AttentionSpec<'_>,
-    ) -> [Vec<f64>; 4] {
+    ) -> [Vec<f64>; 5] {
         let d = hidden / spec.heads;
         let scale = 1.0 / (d as f64).sqrt();
-        let mut r = [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]];
-        let [out, dq, dk, dv] = &mut r;
+        let bias = spec.bias.map_or(vec![], |b| flat(b.values));
+        let queries = spec.bias.and_then(|b| b.queries).map(|t| t.to_vec1::<u32>().unwrap());
+        let columns = bias.len() / spec.heads;
+        let mut r =
+            [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()], vec![0.0; bias.len()]];
+        let [out, dq, dk, dv, dbias] = &mut r;
         for row in 0..spec.cu_keys.len() - 1 {
             let (q0, q1) = (spec.cu_queries[row] as usize, spec.cu_queries[row + 1] as usize);
             let (k0, k1) = (spec.cu_keys[row] as usize, spec.cu_keys[row + 1] as usize);
@@ -169,9 +232,14 @@ mod tests {
                 let drop = cpu::head_dropout(spec, row, head);
                 let at = |i: usize, c: usize| i * hidden + head * d + c;
                 for i in q0..q1 {
-                    let score: Vec<f64> = (k0..k1)
+                    let mut score: Vec<f64> = (k0..k1)
                         .map(|j| (0..d).map(|c| q[at(i, c)] as f64 * k[at(j, c)] as f64).sum::<f64>() * scale)
                         .collect();
+                    let place = queries.as_ref().map_or(i, |q| q[i] as usize);
+                    let distance = |j: usize| head * columns + columns / 2 + k0 + j - place;
+                    if columns > 0 {
+                        score.iter_mut().enumerate().for_each(|(j, s)| *s += bias[distance(j)] as f64);
+                    }
                     let top = score.iter().cloned().fold(f64::MIN, f64::max);
                     let total: f64 = score.iter().map(|s| (s - top).exp()).sum();
                     let p: Vec<f64> = score.iter().map(|s| (s - top).exp() / total).collect();
@@ -182,6 +250,9 @@ mod tests {
                         .collect();
                     let dot: f64 = (0..p.len()).map(|j| p[j] * dp[j]).sum();
                     for j in 0..p.len() {
+                        if columns > 0 {
+                            dbias[distance(j)] += p[j] * (dp[j] - dot);
+                        }
                         let ds = p[j] * (dp[j] - dot) * scale;
                         for c in 0..d {
                             out[at(i, c)] += p[j] * f[j] * v[at(k0 + j, c)] as f64;
@@ -213,7 +284,13 @@ mod tests {
             for queries in [lengths, [1, 1, 1, 1, 1, 1], [0, 2, 3, 0, 33, 70]] {
                 let (cu_k, cu_q) = (prefix(&lengths), prefix(&queries));
                 let (t, n) = (*cu_k.last().unwrap() as usize, *cu_q.last().unwrap() as usize);
-                let spec = AttentionSpec { cu_queries: &cu_q, cu_keys: &cu_k, heads, dropout: Dropout::new(p, 77) };
+                let spec = AttentionSpec {
+                    cu_queries: &cu_q,
+                    cu_keys: &cu_k,
+                    heads,
+                    dropout: Dropout::new(p, 77),
+                    bias: None,
+                };
                 let (q, kv, dout) = (
                     (matrix(n, hidden, 1) * 3.0).unwrap(),
                     (matrix(t, 2 * hidden, 2) * 2.0).unwrap(),
@@ -242,9 +319,60 @@ mod tests {
     }
 
     #[test]
+    fn a_bias_by_distance_and_its_gradient() {
+        for (heads, d, p) in [(2, 8, 0.2), (3, 5, 0.0), (1, 64, 0.1)] {
+            let hidden = heads * d;
+            let lengths = [1u32, 70, 3, 33];
+            // The tokens that ask: all, the first of each row, or any.
+            let some: (&[u32], &[u32]) = (&[0, 2, 1, 3], &[5, 68, 72, 75, 100, 106]);
+            let every: Vec<u32> = (0..107).collect();
+            for (counts, asking) in [(&lengths[..], &every[..]), (&[1; 4], &[0, 1, 71, 74]), some] {
+                let (cu_k, cu_q) = (prefix(&lengths), prefix(counts));
+                let n = asking.len();
+                let (values, grad) = ((matrix(heads, 2 * 80 + 1, 7) * 2.0).unwrap(), matrix(heads, 161, 8));
+                let queries = Tensor::new(asking, values.device()).unwrap();
+                let queries = (n < every.len()).then_some(&queries);
+                let spec = |grad| AttentionSpec {
+                    cu_queries: &cu_q,
+                    cu_keys: &cu_k,
+                    heads,
+                    dropout: Dropout::new(p, 3),
+                    bias: Some(DistanceBias { values: &values, grad, queries }),
+                };
+                let (q, kv, dout) = (matrix(n, hidden, 1), matrix(107, 2 * hidden, 2), matrix(n, hidden, 3));
+                let (k, v) = (kv.narrow(1, 0, hidden).unwrap(), kv.narrow(1, hidden, hidden).unwrap());
+                let want = reference(&flat(&q), &flat(&k), &flat(&v), &flat(&dout), hidden, &spec(None));
+                let (out, p) = (matrix(n, hidden, 9), Projections { q: &q, k: &k, v: &v });
+                attention(&out, p, spec(None)).unwrap();
+                close(&flat(&out), &want[0], 5e-6, "out");
+                let (dq, dkv) = (matrix(n, hidden, 4), matrix(107, 2 * hidden, 5));
+                let start: Vec<f64> = flat(&grad).iter().zip(&want[4]).map(|(&g, w)| g as f64 + w).collect();
+                let to = ProjectionGrads::Split { dq: &dq, dkv: &dkv };
+                attention_backward(to, &dout, p, spec(Some(&grad))).unwrap();
+                close(&flat(&dq), &want[1], 1e-5, "dq");
+                close(&flat(&dkv.narrow(1, 0, hidden).unwrap()), &want[2], 1e-5, "dk");
+                close(&flat(&dkv.narrow(1, hidden, hidden).unwrap()), &want[3], 1e-5, "dv");
+                close(&flat(&grad), &start, 1e-5, "dbias");
+                let kept = flat(&dkv);
+                attention_backward(to, &dout, p, spec(None)).unwrap();
+                assert_eq!(flat(&dkv), kept);
+                // Rows that reach further than the values, and queries outside their rows.
+                let short = matrix(heads, 2 * 68 + 1, 7);
+                let wrong = Tensor::new(&vec![0u32; n][..], values.device()).unwrap();
+                for bias in [
+                    DistanceBias { values: &short, grad: None, queries },
+                    DistanceBias { values: &values, grad: None, queries: Some(&wrong) },
+                ] {
+                    assert!(attention(&out, p, AttentionSpec { bias: Some(bias), ..spec(None) }).is_err());
+                }
+            }
+        }
+    }
+
+    #[test]
     fn large_scores_stay_finite_and_wrong_prefixes_are_refused() {
         let (q, kv) = ((matrix(4, 8, 1) * 1e4).unwrap(), (matrix(4, 8, 2) * 1e4).unwrap());
-        let good = AttentionSpec { cu_queries: &[0, 4], cu_keys: &[0, 4], heads: 2, dropout: Dropout::OFF };
+        let good = AttentionSpec { cu_queries: &[0, 4], cu_keys: &[0, 4], heads: 2, dropout: Dropout::OFF, bias: None };
         let p = Projections { q: &q, k: &kv, v: &kv };
         let out = zeros(4, 8);
         attention(&out, p, good).unwrap();
@@ -272,7 +400,7 @@ mod tests {
             for selected in [false, true] {
                 let dropout = Dropout::new(0.2, 5);
                 let cu_queries = if selected { &first } else { &cu };
-                let spec = AttentionSpec { cu_queries, cu_keys: &cu, heads, dropout };
+                let spec = AttentionSpec { cu_queries, cu_keys: &cu, heads, dropout, bias: None };
                 let run = |qkv: &Tensor, picked: &Tensor| {
                     let part = |i| qkv.narrow(1, i * hidden, hidden).unwrap();
                     let q = if selected { picked.clone() } else { part(0) };

@@ -16,17 +16,26 @@ pub enum Activation {
     /// The tanh approximation (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
     Relu,
+    /// x·σ(x) (`silu`, `swish`).
+    Silu,
 }
 
 impl Activation {
+    /// The names that `config.json` uses.
+    pub const NAMES: [(&'static str, Self); 8] = [
+        ("gelu", Self::Gelu),
+        ("gelu_python", Self::Gelu),
+        ("gelu_new", Self::GeluTanh),
+        ("gelu_pytorch_tanh", Self::GeluTanh),
+        ("gelu_fast", Self::GeluTanh),
+        ("relu", Self::Relu),
+        ("silu", Self::Silu),
+        ("swish", Self::Silu),
+    ];
+
     /// By the name that `config.json` uses.
     pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "gelu" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
-            "relu" => Some(Self::Relu),
-            _ => None,
-        }
+        Self::NAMES.iter().find(|(n, _)| *n == name).map(|(_, act)| *act)
     }
 }
 
@@ -62,6 +71,7 @@ impl Kernel for Forward {
                 Activation::Gelu => gelu_rows(u, g, bias),
                 Activation::GeluTanh => gelu_tanh_rows(u, g, bias),
                 Activation::Relu => relu_rows(u, g, bias),
+                Activation::Silu => silu_rows(u, g, bias),
             }
         });
         Ok(())
@@ -96,6 +106,7 @@ impl Kernel for Backward {
                 Activation::Gelu => gelu_backward_rows(dg, p, &u[range]),
                 Activation::GeluTanh => gelu_tanh_backward_rows(dg, p, &u[range]),
                 Activation::Relu => relu_backward_rows(dg, p, &u[range]),
+                Activation::Silu => silu_backward_rows(dg, p, &u[range]),
             }
         });
         reduce_partials(db, &partial, self.accumulate);
@@ -110,32 +121,54 @@ const PDF: f32 = 0.398_942_3;
 const TANH_A: f32 = 0.797_884_6;
 const TANH_B: f32 = 0.044_715;
 
-/// (act(x), act'(x)); the epilogues of the bf16 products call it too.
-#[inline(always)]
-pub(crate) fn value_and_slope<const FMA: bool>(act: Activation, x: f32) -> (f32, f32) {
-    match act {
-        Activation::Gelu => gelu::<FMA>(x),
-        Activation::GeluTanh => gelu_tanh::<FMA>(x),
-        Activation::Relu => relu::<FMA>(x),
-    }
+/// Runs a loop with `$f` standing for the function x ↦ (act(x), act'(x)) of `$act`: chosen outside the loop, which then
+/// becomes vector code. The epilogues of the products use it.
+macro_rules! by_activation {
+    ($act:expr, $f:ident => $body:expr) => {
+        match $act {
+            $crate::ops::gelu::Activation::Gelu => {
+                let $f = $crate::ops::gelu::gelu::<FMA>;
+                $body
+            }
+            $crate::ops::gelu::Activation::GeluTanh => {
+                let $f = $crate::ops::gelu::gelu_tanh::<FMA>;
+                $body
+            }
+            $crate::ops::gelu::Activation::Relu => {
+                let $f = $crate::ops::gelu::relu::<FMA>;
+                $body
+            }
+            $crate::ops::gelu::Activation::Silu => {
+                let $f = $crate::ops::gelu::silu::<FMA>;
+                $body
+            }
+        }
+    };
 }
+pub(crate) use by_activation;
 
 #[inline(always)]
-fn gelu<const FMA: bool>(x: f32) -> (f32, f32) {
+pub(crate) fn gelu<const FMA: bool>(x: f32) -> (f32, f32) {
     let cdf = 0.5 + 0.5 * cpu::erf::<FMA>(x * SQRT_HALF);
     (x * cdf, madd::<FMA>(x * PDF, cpu::exp::<FMA>(-0.5 * x * x), cdf))
 }
 
 #[inline(always)]
-fn gelu_tanh<const FMA: bool>(x: f32) -> (f32, f32) {
+pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> (f32, f32) {
     let t = cpu::tanh::<FMA>(TANH_A * madd::<FMA>(TANH_B * x * x, x, x));
     let slope = TANH_A * madd::<FMA>(3.0 * TANH_B * x, x, 1.0);
     (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
 }
 
 #[inline(always)]
-fn relu<const FMA: bool>(x: f32) -> (f32, f32) {
+pub(crate) fn relu<const FMA: bool>(x: f32) -> (f32, f32) {
     if x > 0.0 { (x, 1.0) } else { (0.0, 0.0) }
+}
+
+#[inline(always)]
+pub(crate) fn silu<const FMA: bool>(x: f32) -> (f32, f32) {
+    let s = 1.0 / (1.0 + cpu::exp::<FMA>(-x));
+    (x * s, s * madd::<FMA>(x, 1.0 - s, 1.0))
 }
 
 macro_rules! activation_rows {
@@ -169,6 +202,7 @@ macro_rules! activation_rows {
 activation_rows!(gelu_rows, gelu_backward_rows, gelu);
 activation_rows!(gelu_tanh_rows, gelu_tanh_backward_rows, gelu_tanh);
 activation_rows!(relu_rows, relu_backward_rows, relu);
+activation_rows!(silu_rows, silu_backward_rows, silu);
 
 #[cfg(test)]
 mod tests {
@@ -182,13 +216,14 @@ mod tests {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
             }
             Activation::Relu => x.max(0.0),
+            Activation::Silu => x / (1.0 + (-x).exp()),
         };
         (f(x), (f(x + 1e-5) - f(x - 1e-5)) / 2e-5)
     }
 
     #[test]
     fn values_and_gradients() {
-        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             for (t, n) in [(1, 1), (3, 7), (50, 33)] {
                 let scale = 6.0;
                 let (u, bias, dg) = ((matrix(t, n, 1) * scale).unwrap(), vector(n, 2), matrix(t, n, 3));

@@ -2,7 +2,7 @@
 
 use super::drive::PANEL;
 use crate::ops::cpu::simd;
-use crate::ops::gelu::{Activation, value_and_slope};
+use crate::ops::gelu::{Activation, by_activation};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Src};
 use candle_core::{DType, Result, bail};
@@ -181,14 +181,14 @@ fn act_row<T: Real, const FMA: bool>(u: &mut [T], g: &mut [T], sums: &[f32], bia
     for j in 0..n {
         u[j] = T::from_f32(sums[j] + bias[j]);
     }
-    for j in 0..n {
-        g[j] = T::from_f32(value_and_slope::<FMA>(act, Real::to_f32(u[j])).0);
-    }
+    by_activation!(act, f => for j in 0..n {
+        g[j] = T::from_f32(f(Real::to_f32(u[j])).0);
+    })
 }
 
 #[inline(always)]
 fn slope_row<T: Real, const FMA: bool>(du: &mut [T], u: &[T], sums: &[f32], act: Activation) {
-    for ((du, u), s) in du.iter_mut().zip(u).zip(sums) {
-        *du = T::from_f32(s * value_and_slope::<FMA>(act, Real::to_f32(*u)).1);
-    }
+    by_activation!(act, f => for ((du, u), s) in du.iter_mut().zip(u).zip(sums) {
+        *du = T::from_f32(s * f(Real::to_f32(*u)).1);
+    })
 }

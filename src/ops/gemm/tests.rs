@@ -68,7 +68,7 @@ fn f32_weights(master: &Tensor) -> Vec<Weight> {
 #[test]
 fn f32_products_with_activations_are_their_steps() {
     for (t, i, o) in SHAPES {
-        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             let (x, master, bias) = (matrix(t, i, 1), matrix(o, i, 2), vector(o, 7));
             for w in f32_weights(&master) {
                 let (u, g) = (matrix(t, o, 8), matrix(t, o, 9));
@@ -206,7 +206,7 @@ fn bf16_products_with_activations_are_those_of_f32_steps() {
         return;
     }
     for (t, i, o) in SHAPES {
-        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             let (x, master, bias) = (bf16(&matrix(t, i, 1)), matrix(o, i, 2), vector(o, 7));
             let rounded = Weight::Master(bf16(&master).to_dtype(DType::F32).unwrap());
             let w = Weight::Master(master);

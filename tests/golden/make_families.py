@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Golden fixtures of the other families: as make_fixtures.py makes BERT's, one tiny random model each.
+
+Run by hand: python tests/golden/make_families.py [family …]. Deterministic.
+
+The token types in `batch.json` are what a BERT tokenizer gives; families that do not read them are computed without.
+"""
+import shutil
+import sys
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import make_fixtures as base
+from make_fixtures import CLASSIFICATION_ROWS, MAX_POSITIONS, PAIR_ROWS, REGRESSION_ROWS, ROOT, VOCAB
+
+# [PAD] has id 1 where positions begin behind it; id 0 is then a word like others.
+PAD_AT_1 = ["[UNK]", "[PAD]", *VOCAB[2:]]
+LABELS = ["cold", "good", "dull", "neutral", "long"]
+SIZES = dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=24)
+NO_DROPOUT = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+BEHIND_PADDING = dict(max_position_embeddings=MAX_POSITIONS + 2, pad_token_id=1)
+
+CASES = {
+    "roberta": dict(
+        seed=21, rows=PAIR_ROWS, labels=["different", "same"], pieces=PAD_AT_1,
+        config=dict(**SIZES, **NO_DROPOUT, **BEHIND_PADDING, type_vocab_size=1, layer_norm_eps=1e-5)),
+    "distilbert": dict(
+        seed=22, rows=PAIR_ROWS, labels=["different", "same"],
+        config=dict(dim=16, n_heads=2, n_layers=2, hidden_dim=24, dropout=0.0, attention_dropout=0.0,
+                    seq_classif_dropout=0.0, max_position_embeddings=MAX_POSITIONS)),
+    "electra": dict(
+        seed=23, rows=CLASSIFICATION_ROWS, labels=LABELS,
+        config=dict(**SIZES, **NO_DROPOUT, embedding_size=10, max_position_embeddings=MAX_POSITIONS)),
+    "albert": dict(
+        seed=24, rows=PAIR_ROWS, labels=["different", "same"],
+        config=dict(**SIZES | dict(num_hidden_layers=3), embedding_size=12, classifier_dropout_prob=0.0,
+                    max_position_embeddings=MAX_POSITIONS)),
+    "mpnet": dict(
+        seed=25, rows=REGRESSION_ROWS, labels=None, pieces=PAD_AT_1,
+        config=dict(**SIZES, **NO_DROPOUT, **BEHIND_PADDING)),
+}
+base.MAX_GRAD_NORM |= dict(roberta=1.2, distilbert=1.2, electra=2.0, albert=1.7, mpnet=3.5)
+
+
+def make(case):
+    config = AutoConfig.for_model(case["family"], vocab_size=len(VOCAB), **case["config"], **base.kind_of(case["labels"]))
+    config._attn_implementation = "eager"
+    return base.fill(AutoModelForSequenceClassification.from_config(config, attn_implementation="eager"), case["seed"])
+
+
+def main():
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    for name in sys.argv[1:] or CASES:
+        shutil.rmtree(ROOT / name, ignore_errors=True)
+        common = dict(family=name, make=make, curves=["linear"], final_weights=False)
+        base.make_case(name, common | CASES[name])
+        size = sum(f.stat().st_size for f in (ROOT / name).rglob("*") if f.is_file())
+        print(f"{name}: {size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
