@@ -419,8 +419,8 @@ fn bad_models_are_refused() {
     edit(&dir, "\"intermediate_size\": 512", "\"intermediate_size\": 256");
     train(&dir).refused(&["intermediate.dense.weight", "[512, 128]", "[256, 128]"]);
     let dir = model_copy(&w, "other");
-    edit(&dir, "\"model_type\": \"bert\"", "\"model_type\": \"roberta\"");
-    train(&dir).refused(&["config.json", "roberta", "supported: bert"]);
+    edit(&dir, "\"model_type\": \"bert\"", "\"model_type\": \"gpt2\"");
+    train(&dir).refused(&["config.json", "gpt2", "supported: bert"]);
     let dir = model_copy(&w, "untokenised");
     fs::remove_file(dir.join("tokenizer.json")).unwrap();
     train(&dir).refused(&["tokenizer.json"]);
