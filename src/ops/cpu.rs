@@ -25,7 +25,7 @@ impl Level {
 }
 
 /// Overrides the level: `baseline`, `avx2`, `avx512` or `amx`; never more than the machine has. For tests of every body
-/// on one machine; f32 products below `avx512` are the `gemm` crate's, which chooses by itself.
+/// on one machine; f32 products at `baseline` are the `gemm` crate's, which chooses by itself.
 pub const LEVEL_VARIABLE: &str = "BERTFT_CPU";
 
 /// The best level this machine has, or the lower one that [`LEVEL_VARIABLE`] asks for.
@@ -259,6 +259,11 @@ pub fn transpose16(x: &mut [[u32; 16]; 16]) {
         // SAFETY: the level says that the machine has AVX-512.
         return unsafe { transpose16_avx512(x) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if level() >= Level::Avx2 {
+        // SAFETY: the level says that the machine has AVX2.
+        return unsafe { transpose16_avx2(x) };
+    }
     for i in 0..16 {
         for j in 0..i {
             (x[i][j], x[j][i]) = (x[j][i], x[i][j]);
@@ -303,6 +308,43 @@ fn transpose16_avx512(x: &mut [[u32; 16]; 16]) {
         for (column, values) in columns {
             // SAFETY: a row is 64 bytes.
             unsafe { _mm512_storeu_si512(x[column].as_mut_ptr().cast(), values) };
+        }
+    }
+}
+
+/// By its quarters of 8 × 8, each in three stages as above.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn transpose16_avx2(x: &mut [[u32; 16]; 16]) {
+    use std::arch::x86_64::*;
+    let quarter = |x: &[[u32; 16]; 16], row: usize, col: usize| {
+        // SAFETY: a row is 64 bytes, `col` 0 or 8.
+        let r: [__m256i; 8] = std::array::from_fn(|i| unsafe { _mm256_loadu_si256(x[row + i][col..].as_ptr().cast()) });
+        let mut t = r;
+        for i in 0..4 {
+            t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+        }
+        // u[4g + c]: in lane l column 4l + c of rows 4g to 4g + 3.
+        let mut u = t;
+        for g in [0, 4] {
+            u[g] = _mm256_unpacklo_epi64(t[g], t[g + 2]);
+            u[g + 1] = _mm256_unpackhi_epi64(t[g], t[g + 2]);
+            u[g + 2] = _mm256_unpacklo_epi64(t[g + 1], t[g + 3]);
+            u[g + 3] = _mm256_unpackhi_epi64(t[g + 1], t[g + 3]);
+        }
+        let mut out = t;
+        for c in 0..4 {
+            out[c] = _mm256_permute2x128_si256(u[c], u[4 + c], 0x20);
+            out[4 + c] = _mm256_permute2x128_si256(u[c], u[4 + c], 0x31);
+        }
+        out
+    };
+    let quarters = [(0, 0), (0, 8), (8, 0), (8, 8)].map(|(row, col)| (row, col, quarter(x, row, col)));
+    for (row, col, columns) in quarters {
+        for (i, column) in columns.into_iter().enumerate() {
+            // SAFETY: a row is 64 bytes, `row` 0 or 8.
+            unsafe { _mm256_storeu_si256(x[col + i][row..].as_mut_ptr().cast(), column) };
         }
     }
 }

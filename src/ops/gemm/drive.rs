@@ -4,6 +4,7 @@
 //! is summed over the whole depth in order by one thread, so the same input gives the same bits whatever the thread count.
 
 use super::epilogue::{Out, Place, finish};
+use crate::ops::cpu::{Level, level};
 use crate::ops::pool::for_each;
 use crate::ops::real::Real;
 
@@ -13,8 +14,10 @@ pub const PANEL: usize = 32;
 pub const TILE_ROWS: usize = 32;
 /// Rows of a task: whole tiles of all kernels.
 const BLOCK_ROWS: usize = 96;
-/// Bytes of `a` that a task holds, about half of a small L2.
-const BLOCK_BYTES: usize = 512 << 10;
+/// Bytes of `a` that a task holds, about half of a small L2: machines with AVX-512 have 1 MB of it and more.
+fn block_bytes() -> usize {
+    if level() >= Level::Avx512 { 512 << 10 } else { 192 << 10 }
+}
 /// Panels of a task, where there are enough tasks.
 const GROUP: usize = 4;
 
@@ -52,7 +55,7 @@ pub unsafe fn run<O: Operands>(operands: O, out: Out<'_, O::Real>) {
     let (m, n, k) = operands.shape();
     assert!(k > 0, "a product over no depth");
     let tile = operands.tile_rows();
-    let fits = BLOCK_BYTES / (k * size_of::<O::Real>()) / tile * tile;
+    let fits = block_bytes() / (k * size_of::<O::Real>()) / tile * tile;
     let pass = if matches!(out, Out::Sum { .. }) { operands.pass_depth() } else { k };
     let block_rows = if pass < k { BLOCK_ROWS } else { fits.clamp(tile, BLOCK_ROWS) };
     let (blocks, panels) = (m.div_ceil(block_rows), n.div_ceil(PANEL));

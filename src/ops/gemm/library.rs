@@ -1,4 +1,4 @@
-//! The f32 products by the `gemm` crate, which candle uses too: for machines without AVX-512.
+//! The f32 products by the `gemm` crate, which candle uses too: for machines without AVX2.
 
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{Result, Tensor, bail};

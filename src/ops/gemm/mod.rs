@@ -2,8 +2,9 @@
 //!
 //! Activations are f32 or bf16, and so are the operands; sums are f32 in both, and bf16 results are rounded once. A product
 //! is a row-major `a` times panels of `b` ([`drive`]), tile by tile, each finished tile handed to an epilogue ([`epilogue`])
-//! that adds the bias, applies the activation or its slope, or adds what was there. The kernels need AVX-512; f32 products
-//! of other machines are the [`library`]'s.
+//! that adds the bias, applies the activation or its slope, or adds what was there. The kernels need AVX2 (f32) or
+//! AVX512-BF16 (bf16); f32 products of other machines, and the weight
+//! gradients below AVX-512, are the [`library`]'s.
 
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx_emulator;
@@ -85,7 +86,7 @@ pub fn linear_act_backward(
 
 /// `dw[out, in] = dy[tokens, out]ᵀ · x[tokens, in]` in f32, added to `dw` if `accumulate`; `dy` and `x` in f32 or bf16.
 pub fn linear_weight_grad(dw: &Tensor, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
-    if !ours(dy.dtype()) {
+    if dy.dtype() == DType::F32 && !f32::reads_in_place() {
         return library::product("linear_weight_grad", dw, (dy, true), (x, false), accumulate);
     }
     weight_grad(dw, dy, x, accumulate)

@@ -1,5 +1,6 @@
 //! Tiles by AVX-512: up to [`ROWS`] × [`PANEL`](crate::ops::gemm::drive::PANEL) sums in registers.
 
+use super::operands::Tile;
 use std::arch::x86_64::*;
 
 /// Rows of a full tile: 24 of the 32 registers hold sums, two the panel's row, one an element of `a`.
@@ -7,31 +8,18 @@ pub const ROWS: usize = 12;
 /// So many depths ahead, what lies row by row in memory is asked for.
 const AHEAD: usize = 8;
 
-/// `c = a · b` over `k` values of depth, for a whole panel of `b`.
-pub struct Tile {
-    pub k: usize,
-    pub a: *const f32,
-    pub lda: usize,
-    pub b: *const f32,
-    pub ldb: usize,
-    /// Columns of `b` that there are; those of `c` behind them become zero.
-    pub cols: usize,
-    pub c: *mut f32,
-    pub ldc: usize,
-}
-
 impl Tile {
     /// # Safety
     /// The machine has AVX-512; `a` spans `[rows, k]`, or `[k, rows]` if transposed, and `b` `[k, cols]`; `c` has room;
     /// `rows` is 1 to [`ROWS`].
-    pub unsafe fn compute(&self, rows: usize, a_transposed: bool) {
+    pub unsafe fn by_avx512(&self, rows: usize, a_transposed: bool) {
         macro_rules! by_rows {
             ($($n:literal)*) => {
                 match (rows, a_transposed) {
                     // SAFETY: by the caller's promise.
-                    $(($n, false) => unsafe { self.rows::<$n, false>() },
+                    $(($n, false) => unsafe { self.rows_avx512::<$n, false>() },
                     // SAFETY: as above.
-                    ($n, true) => unsafe { self.rows::<$n, true>() },)*
+                    ($n, true) => unsafe { self.rows_avx512::<$n, true>() },)*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             };
@@ -40,7 +28,7 @@ impl Tile {
     }
 
     #[target_feature(enable = "avx512f")]
-    unsafe fn rows<const R: usize, const TRANSPOSED: bool>(&self) {
+    unsafe fn rows_avx512<const R: usize, const TRANSPOSED: bool>(&self) {
         let Self { k, a, lda, b, ldb, cols, c, ldc } = *self;
         let mask = |first: usize| (((1u32 << cols.saturating_sub(first).min(16)) - 1) & 0xffff) as __mmask16;
         let (low, high) = (mask(0), mask(16));

@@ -1,6 +1,6 @@
 //! The operands of an f32 product and how they lie in memory.
 
-use crate::ops::cpu::{Shared, for_chunks, simd, transpose16};
+use crate::ops::cpu::{Level, Shared, for_chunks, level, simd, transpose16};
 use crate::ops::gemm::drive::{self, Operands, PANEL};
 use crate::ops::gemm::epilogue::{Out, Place};
 
@@ -32,12 +32,25 @@ pub struct Product<'a> {
     pub panels: Panels,
 }
 
+/// `c = a · b` over `k` values of depth, for a whole panel of `b`.
+pub struct Tile {
+    pub k: usize,
+    pub a: *const f32,
+    pub lda: usize,
+    pub b: *const f32,
+    pub ldb: usize,
+    /// Columns of `b` that there are; those of `c` behind them become zero.
+    pub cols: usize,
+    pub c: *mut f32,
+    pub ldc: usize,
+}
+
 impl Product<'_> {
     /// Computes it and hands every tile to `out`.
     ///
     /// # Safety
-    /// The machine has AVX-512; `a` and `b` span what the sizes say; the views of `out` span `[m, n]` and share no memory
-    /// with anything else.
+    /// The machine has AVX-512, or it has AVX2, `a` is not transposed and `b` is packed. `a` and `b` span what the sizes say;
+    /// the views of `out` span `[m, n]` and share no memory with anything else.
     pub unsafe fn run(self, out: Out<'_, f32>) {
         // SAFETY: by the caller's promise.
         unsafe { drive::run(self, out) }
@@ -54,7 +67,7 @@ impl Operands for Product<'_> {
 
     fn tile_rows(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
-        return super::avx512::ROWS;
+        return if level() >= Level::Avx512 { super::avx512::ROWS } else { super::avx2::ROWS };
         #[cfg(not(target_arch = "x86_64"))]
         1
     }
@@ -79,8 +92,12 @@ impl Operands for Product<'_> {
         // SAFETY: the tile lies inside both operands, by the caller's promise.
         unsafe {
             let (a, b) = (self.a.as_ptr().add(a), self.b.as_ptr().add(b));
-            let tile = super::avx512::Tile { k, a, lda: self.lda, b, ldb, cols: at.cols, c: c.0, ldc: c.1 };
-            tile.compute(at.rows, self.a_transposed);
+            let tile = Tile { k, a, lda: self.lda, b, ldb, cols: at.cols, c: c.0, ldc: c.1 };
+            if level() >= Level::Avx512 {
+                tile.by_avx512(at.rows, self.a_transposed);
+            } else {
+                tile.by_avx2(at.rows);
+            }
         }
     }
 
@@ -93,6 +110,28 @@ impl Operands for Product<'_> {
 /// Values of a packed `[depth, cols]`.
 pub fn packed_len(depth: usize, cols: usize) -> usize {
     depth * cols.next_multiple_of(PANEL)
+}
+
+/// Packs `w: [depth, cols]` (rows `stride` apart) as [`Panels::Packed`].
+pub fn pack_rows(to: &mut [f32], w: &[f32], cols: usize, depth: usize, stride: usize) {
+    let to = Shared::new(to);
+    for_chunks(cols.div_ceil(PANEL), 1, |_, panels| {
+        for p in panels {
+            // SAFETY: panels are disjoint.
+            let to = unsafe { to.range(p * PANEL * depth..(p + 1) * PANEL * depth) };
+            let cols = PANEL.min(cols - p * PANEL);
+            for (to, from) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(w[p * PANEL..].chunks(stride)) {
+                match from.first_chunk::<PANEL>() {
+                    // A copy of known length is not a call.
+                    Some(from) if cols == PANEL => *to = *from,
+                    _ => {
+                        to[..cols].copy_from_slice(&from[..cols]);
+                        to[cols..].fill(0.0);
+                    }
+                }
+            }
+        }
+    });
 }
 
 /// Packs `wᵀ` of `w: [cols, depth]` (rows `stride` apart) as [`Panels::Packed`].
