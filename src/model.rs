@@ -133,13 +133,19 @@ impl Model {
         // Evaluation shares its buffers with the first layer's.
         let evaluation = self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), dtype);
         self.params.training_bytes(&plan.words, plan.page_bytes, plan.weight_decay)
-            + self.encoder.training_bytes(plan.tokens, plan.rows, Read::First, dtype, plan.recompute)
+            + self.encoder.training_bytes(plan.tokens, plan.rows, self.read(), dtype, plan.recompute)
             + evaluation
+    }
+
+    /// What the head reads of the encoder.
+    fn read(&self) -> Read {
+        self.encoder.config().read
     }
 
     /// Logits `[rows, outputs]` in the batch's row order; no dropout, nothing kept.
     pub fn logits(&mut self, batch: &Batch) -> Result<Tensor> {
-        let hidden = self.encoder.forward(&self.params, batch, Read::First, None, false)?;
+        let read = self.read();
+        let hidden = self.encoder.forward(&self.params, batch, read, None, false)?;
         self.head.logits(&self.params, &hidden.to_dtype(DType::F32)?)
     }
 
@@ -158,7 +164,8 @@ impl Model {
         scale: f64,
         accumulate: bool,
     ) -> Result<f64> {
-        let hidden = self.encoder.forward(&self.params, batch, Read::First, key, true)?;
+        let read = self.read();
+        let hidden = self.encoder.forward(&self.params, batch, read, key, true)?;
         let rates = self.encoder.config().pooling.dropout;
         let dropout = [0, 1].map(|i| key.map_or(Dropout::OFF, |k| Dropout::new(rates[i], k.site(HEAD_SITES[i]))));
         let pass = self.head.forward(&self.params, &hidden.to_dtype(DType::F32)?, dropout)?;

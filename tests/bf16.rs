@@ -13,8 +13,18 @@ use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::DType;
 use common::{dataset, distance, fixture, floats, norm, trainable_in, worst};
 
-const CASES: [&str; 8] =
-    ["classification", "pairs", "regression", "roberta", "distilbert", "electra", "albert", "mpnet"];
+const CASES: [&str; 10] = [
+    "classification",
+    "pairs",
+    "regression",
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "modernbert",
+    "modernbert_mean",
+];
 
 fn skip() -> bool {
     let skip = bf16_engine().is_none();

@@ -21,8 +21,18 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 8] =
-    ["classification", "pairs", "regression", "roberta", "distilbert", "electra", "albert", "mpnet"];
+const CASES: [&str; 10] = [
+    "classification",
+    "pairs",
+    "regression",
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "modernbert",
+    "modernbert_mean",
+];
 
 #[derive(Deserialize)]
 struct Expected {

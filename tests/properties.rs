@@ -56,7 +56,7 @@ fn models() -> Vec<(&'static str, Model, Dataset)> {
     let mut tiny = tiny(1);
     let rows = random_rows(&mut tiny, &[5, 1, 512, 33, 2, 16, 64, 17]);
     let case = |case| (case, trainable(&fixture(case, "model")), dataset(case));
-    let families = ["roberta", "distilbert", "electra", "albert", "mpnet"].map(case);
+    let families = ["roberta", "distilbert", "electra", "albert", "mpnet", "modernbert", "modernbert_mean"].map(case);
     [case("pairs"), case("regression"), ("tiny", tiny, rows)].into_iter().chain(families).collect()
 }
 

@@ -46,8 +46,7 @@ fn forward(table: &Table, lengths: &[usize], name: &str, dtype: DType) -> Result
     };
     let mut call = 0;
     let ours = || {
-        let spec =
-            AttentionSpec { cu_queries: &cu, cu_keys: &cu, heads: HEADS, dropout: dropout(&mut call), bias: None };
+        let spec = AttentionSpec::plain(&cu, HEADS, dropout(&mut call));
         attention(&out, Projections { q: &q, k: &k, v: &v }, spec)
     };
     table.row(row("attention", name, dtype, 2, lengths), reference, ours)
@@ -68,8 +67,7 @@ fn backward(table: &Table, lengths: &[usize], name: &str, dtype: DType) -> Resul
     };
     let mut call = 0;
     let ours = || {
-        let spec =
-            AttentionSpec { cu_queries: &cu, cu_keys: &cu, heads: HEADS, dropout: dropout(&mut call), bias: None };
+        let spec = AttentionSpec::plain(&cu, HEADS, dropout(&mut call));
         attention_backward(ProjectionGrads::Fused(&dqkv), &dout, Projections { q: &q, k: &k, v: &v }, spec)
     };
     table.row(row("attention_backward", name, dtype, 5, lengths), reference, ours)

@@ -55,7 +55,7 @@ fn make(layers: usize, hidden: usize, heads: usize, inner: usize) -> Result<Temp
     for spec in layout.specs() {
         let scale = match spec.init {
             Init::Normal => Tensor::from_vec(values(spec.len(), spec.offset as u32), spec.shape.clone(), &Device::Cpu)?,
-            Init::Zeros | Init::Fixed => Tensor::zeros(spec.shape.clone(), DType::F32, &Device::Cpu)?,
+            Init::Zeros | Init::Fixed | Init::Absent => Tensor::zeros(spec.shape.clone(), DType::F32, &Device::Cpu)?,
             Init::Ones => Tensor::full(1f32 / 0.04, spec.shape.clone(), &Device::Cpu)?,
         };
         tensors.insert(spec.name.clone(), (scale * 0.04)?);

@@ -4,8 +4,8 @@
 use super::keys::{Defaults, Keys};
 use super::{EncoderConfig, bert};
 use crate::error::Result;
+use crate::nn::layer_shape::LayerNames;
 use crate::nn::pooling::Pooling;
-use crate::nn::transformer::LayerNames;
 
 /// Reads an ALBERT `config.json`.
 pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {

@@ -2,11 +2,11 @@
 //! families begin with it and say where they differ.
 
 use super::keys::{Defaults, Keys};
-use super::{EncoderConfig, ModuleNames, Positions};
+use super::{EncoderConfig, ModuleNames, Positions, Read};
 use crate::error::Result;
 use crate::nn::embeddings::EmbeddingNames;
+use crate::nn::layer_shape::LayerNames;
 use crate::nn::pooling::Pooling;
-use crate::nn::transformer::LayerNames;
 
 /// Reads a BERT `config.json`.
 pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
@@ -29,6 +29,8 @@ pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) 
         reads_types: true,
         layer,
         bias_buckets: None,
+        rotary: vec![],
+        read: Read::First,
         pooling: Pooling::of_pooler(format!("{prefix}pooler.dense"), head_dropout),
         initializer_range: keys.initializer_range()?,
         names: ModuleNames {

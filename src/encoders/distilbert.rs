@@ -2,10 +2,10 @@
 //! classifier with a dense layer and ReLU.
 
 use super::keys::{Defaults, Keys};
-use super::{EncoderConfig, ModuleNames, Positions, bert};
+use super::{EncoderConfig, ModuleNames, Positions, Read, bert};
 use crate::error::Result;
+use crate::nn::layer_shape::{LayerForm, LayerNames, LayerShape};
 use crate::nn::pooling::{Pooling, PoolingActivation};
-use crate::nn::transformer::{LayerNames, LayerShape};
 
 /// Not in the config.
 const EPS: f32 = 1e-12;
@@ -21,6 +21,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         eps: EPS,
         hidden_dropout: [0.0, dropout],
         attention_dropout: keys.rate("attention_dropout", 0.1)?,
+        form: LayerForm::POST_NORM,
     };
     keys.heads_fit(&layer, "dim", "n_heads")?;
     let prefix = "distilbert.";
@@ -36,11 +37,14 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         reads_types: false,
         layer,
         bias_buckets: None,
+        rotary: vec![],
+        read: Read::First,
         pooling: Pooling {
             dense: "pre_classifier".into(),
             act: PoolingActivation::Relu,
             dropout: [0.0, keys.rate("seq_classif_dropout", 0.2)?],
             out: "classifier".into(),
+            ..Pooling::of_classifier(PoolingActivation::Relu, 0.0)
         },
         initializer_range: keys.initializer_range()?,
         names: ModuleNames {

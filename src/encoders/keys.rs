@@ -1,7 +1,7 @@
 //! The keys of a `config.json`, each with the default that `transformers` gives it, read and checked one by one.
 
 use crate::error::{Error, Result};
-use crate::nn::transformer::LayerShape;
+use crate::nn::layer_shape::{LayerForm, LayerShape};
 use crate::ops::embedding::EmbeddingShape;
 use crate::ops::gelu::Activation;
 use serde::de::DeserializeOwned;
@@ -93,18 +93,28 @@ impl<'a> Keys<'a> {
     }
 
     /// A layer norm's epsilon.
-    pub fn epsilon(&self) -> Result<f32> {
-        let eps = self.get("layer_norm_eps", 1e-12)?;
-        if eps >= 0.0 { Ok(eps) } else { Err(self.wrong(format!("layer_norm_eps is {eps}; expected 0 or more"))) }
+    pub fn epsilon(&self, key: &str, default: f32) -> Result<f32> {
+        let eps = self.get(key, default)?;
+        if eps >= 0.0 { Ok(eps) } else { Err(self.wrong(format!("{key} is {eps}; expected 0 or more"))) }
+    }
+
+    /// Whether a key is there and says null.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.json.get(key).is_some_and(serde_json::Value::is_null)
+    }
+
+    /// A number above 0.
+    pub fn positive(&self, key: &str, default: f64) -> Result<f64> {
+        let value = self.get(key, default)?;
+        if value > 0.0 && value < f64::INFINITY {
+            return Ok(value);
+        }
+        Err(self.wrong(format!("{key} is {value}; expected a number above 0")))
     }
 
     /// The standard deviation of new weights.
     pub fn initializer_range(&self) -> Result<f64> {
-        let std = self.get("initializer_range", 0.02)?;
-        if std > 0.0 && std < f64::INFINITY {
-            return Ok(std);
-        }
-        Err(self.wrong(format!("initializer_range is {std}; expected a number above 0")))
+        self.positive("initializer_range", 0.02)
     }
 
     /// The layers of families that name their keys as BERT does.
@@ -117,9 +127,10 @@ impl<'a> Keys<'a> {
             heads: self.size("num_attention_heads", d.heads)?,
             inner: self.size("intermediate_size", d.inner)?,
             act: self.activation("hidden_act", d.act)?,
-            eps: self.epsilon()?,
+            eps: self.epsilon("layer_norm_eps", 1e-12)?,
             hidden_dropout: [self.rate("hidden_dropout_prob", d.dropout)?; 2],
             attention_dropout: self.rate("attention_probs_dropout_prob", d.dropout)?,
+            form: LayerForm::POST_NORM,
         };
         self.heads_fit(&shape, "hidden_size", "num_attention_heads")?;
         Ok(shape)

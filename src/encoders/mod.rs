@@ -6,6 +6,7 @@ pub mod bert;
 pub mod distilbert;
 pub mod electra;
 pub mod keys;
+pub mod modernbert;
 pub mod mpnet;
 pub mod names;
 pub mod roberta;
@@ -14,13 +15,15 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::nn::distance_bias::DistanceBiasTable;
 use crate::nn::embeddings::{EmbeddingNames, Embeddings, EmbeddingsShape};
+use crate::nn::layer_shape::{LayerNames, LayerShape, activation_len, scratch_len};
 use crate::nn::params::{Layout, Params};
 use crate::nn::pooling::Pooling;
-use crate::nn::transformer::{
-    Activations, Layer, LayerNames, LayerShape, Pass, PassBias, Scratch, Selection, activation_len, scratch_len,
-};
+use crate::nn::rotary::RotaryTable;
+use crate::nn::transformer::{Activations, Layer, Output, Pass, PassBias, PassRotary, Scratch, Selection, Stream};
 use crate::nn::workspace::{Buffer, SLACK};
+use crate::ops::dropout::Dropout;
 use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape};
+use crate::ops::rows::{mean_rows, mean_rows_backward};
 use crate::rng::PassKey;
 use candle_core::{DType, Device, Tensor};
 use keys::Keys;
@@ -29,7 +32,7 @@ use std::path::Path;
 
 /// The families that this version loads, by `model_type`.
 pub const FAMILIES: &[&str] =
-    &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet"];
+    &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "modernbert"];
 
 /// What a family's `config.json` says, in terms that all families share.
 #[derive(Debug, Clone)]
@@ -48,10 +51,23 @@ pub struct EncoderConfig {
     pub layer: LayerShape,
     /// Rows of the table of an attention bias by distance, where there is one.
     pub bias_buckets: Option<usize>,
+    /// How each layer turns and limits its attention, from the first to the last, where the family does.
+    pub rotary: Vec<RotaryLayer>,
+    /// What a head for whole rows reads.
+    pub read: Read,
     pub pooling: Pooling,
     /// Standard deviation of new weights.
     pub initializer_range: f64,
     pub names: ModuleNames,
+}
+
+/// A layer's attention with rotary positions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RotaryLayer {
+    /// The base of the angles.
+    pub theta: f64,
+    /// How far from a query it sees keys, if not everywhere.
+    pub window: Option<usize>,
 }
 
 /// The checkpoint names of an encoder's parts.
@@ -74,6 +90,8 @@ pub enum Positions {
     /// From the number after this id on. Tokens of this id get it as their number and do not count (fairseq's
     /// `make_positions`).
     AfterPadding(u32),
+    /// 0, 1, 2, …, without a table; the model was made for so many.
+    WithoutTable(usize),
 }
 
 impl Positions {
@@ -113,6 +131,7 @@ impl EncoderConfig {
             Some("electra") => electra::config(keys),
             Some("albert") => albert::config(keys),
             Some("mpnet") => mpnet::config(keys),
+            Some("modernbert") => modernbert::config(keys),
             Some(other) => Err(keys.wrong(format!(
                 "model_type {other:?} is not supported by this version; supported: {}",
                 FAMILIES.join(", ")
@@ -126,6 +145,7 @@ impl EncoderConfig {
         match self.positions {
             Positions::FromZero => self.embedding.positions,
             Positions::AfterPadding(padding) => self.embedding.positions - 1 - padding as usize,
+            Positions::WithoutTable(positions) => positions,
         }
     }
 
@@ -138,17 +158,26 @@ impl EncoderConfig {
     /// a query.
     pub fn is_without_gradient(&self, name: &str) -> bool {
         let module = name.strip_suffix(".bias");
-        module.is_some_and(|module| self.names.layers.iter().any(|l| l.key == module))
+        module.is_some_and(|module| self.names.layers.iter().any(|l| l.key() == Some(module)))
     }
 }
 
-/// Which tokens' hidden states a head reads.
+/// Which hidden states a head reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Read {
     /// The first of each row (`[CLS]`).
     First,
+    /// The mean of each row's.
+    Mean,
     /// All of them.
     All,
+}
+
+impl Read {
+    /// Of how many tokens the last layer's output is needed.
+    fn queries(self, tokens: usize, rows: usize) -> usize {
+        if self == Self::First { rows } else { tokens }
+    }
 }
 
 /// A batch on the device.
@@ -160,6 +189,7 @@ struct Input {
     cu_seqlens: Vec<u32>,
     /// Tokens of the longest row.
     longest: usize,
+    read: Read,
     selection: Option<Selection>,
     key: Option<PassKey>,
     /// Whether the pass left its layers' activations to be computed again.
@@ -171,10 +201,12 @@ impl Input {
         let vector = |v: &[u32]| Tensor::from_slice(v, v.len(), device);
         let rows = batch.cu_seqlens.len() - 1;
         let selection = match read {
-            Read::All => None,
-            Read::First => {
-                Some(Selection { index: vector(&batch.cu_seqlens[..rows])?, cu_queries: (0..=rows as u32).collect() })
-            }
+            Read::All | Read::Mean => None,
+            Read::First => Some(Selection {
+                index: vector(&batch.cu_seqlens[..rows])?,
+                positions: Tensor::zeros(rows, DType::U32, device)?,
+                cu_queries: (0..=rows as u32).collect(),
+            }),
         };
         Ok(Self {
             ids: vector(&batch.ids)?,
@@ -185,6 +217,7 @@ impl Input {
                 Tensor::zeros(batch.ids.len(), DType::U32, device)?
             },
             longest: batch.max_len(),
+            read,
             cu_seqlens: batch.cu_seqlens.clone(),
             selection,
             key,
@@ -196,10 +229,24 @@ impl Input {
         EmbeddingIndex { ids: &self.ids, positions: &self.positions, types: &self.types }
     }
 
-    /// The pass as layer `i` of `layers` sees it: only the last one leaves tokens out.
-    fn pass(&self, i: usize, layers: usize) -> Pass<'_> {
-        let selection = if i + 1 == layers { self.selection.as_ref() } else { None };
-        Pass { cu_seqlens: &self.cu_seqlens, selection, key: self.key, learns_below: true, bias: None }
+    /// The pass as layer `i` sees it: only the last one leaves tokens out.
+    fn pass<'a>(&'a self, i: usize, config: &EncoderConfig, tables: &'a [RotaryTable]) -> Pass<'a> {
+        let (is_last, layer) = (i + 1 == config.names.layers.len(), config.rotary.get(i));
+        let table = layer.and_then(|layer| tables.iter().find(|t| t.theta == layer.theta)?.table());
+        Pass {
+            cu_seqlens: &self.cu_seqlens,
+            selection: self.selection.as_ref().filter(|_| is_last),
+            key: self.key,
+            learns_below: true,
+            bias: None,
+            window: layer.and_then(|layer| layer.window),
+            rotary: table.map(|table| PassRotary { table, positions: &self.positions }),
+        }
+    }
+
+    /// The dropout of the embeddings.
+    fn embedding_dropout(&self, p: f32) -> Dropout {
+        self.key.map_or(Dropout::OFF, |key| Dropout::new(p, key.site(EMBEDDING_SITE)))
     }
 }
 
@@ -209,11 +256,16 @@ pub struct Encoder {
     config: EncoderConfig,
     embeddings: Embeddings,
     bias: Option<DistanceBiasTable>,
+    /// One a base.
+    rotary: Vec<RotaryTable>,
     layers: Vec<Layer>,
     /// One a layer in training; the first serves all layers in evaluation and when they are recomputed.
     acts: Vec<Activations>,
     /// The layers' outputs, likewise; recomputing needs them all.
-    outs: Vec<Buffer>,
+    outs: Vec<Output>,
+    /// The mean of each row, and its gradient for each token.
+    mean: Buffer,
+    spread: Buffer,
     recompute: bool,
     scratch: Scratch,
     input: Option<Input>,
@@ -231,9 +283,16 @@ impl Encoder {
             width: config.embedding_width,
             hidden: layer.hidden,
             learns_positions: config.learns_positions,
+            norm_bias: layer.form.norm_bias,
         };
         let embeddings = Embeddings::new(layout, shape, &names.embeddings);
         let bias = config.bias_buckets.map(|n| DistanceBiasTable::new(layout, &names.bias, n, layer.heads));
+        let mut rotary: Vec<RotaryTable> = vec![];
+        for RotaryLayer { theta, .. } in &config.rotary {
+            if !rotary.iter().any(|t| t.theta == *theta) {
+                rotary.push(RotaryTable::new(*theta, layer.hidden / layer.heads));
+            }
+        }
         let mut layers: Vec<Layer> = Vec::with_capacity(names.layers.len());
         for (i, of) in names.layers.iter().enumerate() {
             let layer = match names.layers[..i].iter().position(|n| n == of) {
@@ -245,10 +304,13 @@ impl Encoder {
         Self {
             embeddings,
             bias,
+            rotary,
             layers,
             config,
             acts: vec![],
             outs: vec![],
+            mean: Buffer::default(),
+            spread: Buffer::default(),
             recompute: false,
             scratch: Scratch::default(),
             input: None,
@@ -270,11 +332,12 @@ impl Encoder {
     pub fn training_bytes(&self, tokens: usize, rows: usize, read: Read, dtype: DType, recompute: bool) -> usize {
         let (shape, n) = (&self.config.layer, self.layers.len());
         let full = activation_len(shape, tokens, tokens);
-        let queries = if read == Read::First { rows } else { tokens };
+        let queries = read.queries(tokens, rows);
         let last = activation_len(shape, tokens, queries);
         let kept = if recompute { if n > 1 { full } else { last } } else { full * (n - 1) + last };
-        // The embeddings, and every layer's output.
-        let outputs = self.embeddings.buffer_len(tokens) + shape.hidden * ((n - 1) * tokens + queries);
+        // The embeddings, and every layer's output: where norms stand first, the sums before them too.
+        let width = if shape.form.pre_norm { 2 * shape.hidden } else { shape.hidden };
+        let outputs = self.embeddings.buffer_len(tokens) + width * ((n - 1) * tokens + queries);
         // bf16 weight gradients pack both of their operands.
         let packed = if dtype == DType::BF16 { (shape.hidden + shape.inner) * tokens } else { 0 };
         let values = kept + outputs + scratch_len(shape, tokens) + packed;
@@ -288,8 +351,8 @@ impl Encoder {
         dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs)
     }
 
-    /// Hidden states `[rows, hidden]` ([`Read::First`]) or `[tokens, hidden]` in the activations' format, in a buffer that the
-    /// next pass overwrites.
+    /// Hidden states `[rows, hidden]` ([`Read::First`], [`Read::Mean`]) or `[tokens, hidden]` in the activations' format, in a
+    /// buffer that the next pass overwrites.
     /// With a key, dropout is live and everything that [`Self::backward`] needs is kept; without one nothing is.
     pub fn forward(
         &mut self,
@@ -301,20 +364,28 @@ impl Encoder {
     ) -> Result<Tensor> {
         let recompute = keep && self.recompute;
         let input = Input { recompute, ..Input::new(&self.config, batch, read, key, params.device())? };
-        let n = self.layers.len();
-        let dropout = input.pass(0, n).dropout(self.config.embedding_dropout, EMBEDDING_SITE);
-        let mut x = self.embeddings.forward(params, input.index(), dropout)?;
+        let (n, config) = (self.layers.len(), &self.config);
+        let dropout = input.embedding_dropout(config.embedding_dropout);
+        let x = self.embeddings.forward(params, input.index(), dropout)?;
+        self.rotary.iter_mut().try_for_each(|table| table.reach(input.longest, params.device()))?;
         let values = self.bias.as_mut().map(|b| b.forward(params, input.longest)).transpose()?;
         let bias = values.as_ref().map(|values| PassBias { values, grad: None });
         let (acts, outs) = (if keep && !recompute { n } else { 1 }, if keep { n } else { 1 });
         self.acts.resize_with(self.acts.len().max(acts), Activations::default);
-        self.outs.resize_with(self.outs.len().max(outs), Buffer::default);
+        self.outs.resize_with(self.outs.len().max(outs), Output::default);
+        let mut stream = Stream { x, residual: None };
         for (i, layer) in self.layers.iter().enumerate() {
             let (acts, out) = (&mut self.acts[i.min(acts - 1)], &mut self.outs[i.min(outs - 1)]);
-            x = layer.forward(params, &x, &Pass { bias, ..input.pass(i, n) }, acts, out)?;
+            stream =
+                layer.forward(params, &stream, &Pass { bias, ..input.pass(i, config, &self.rotary) }, acts, out)?;
+        }
+        if read == Read::Mean {
+            let mean = self.mean.view(input.cu_seqlens.len() - 1, config.layer.hidden, params.space())?;
+            mean_rows(&mean, &stream.x, &input.cu_seqlens)?;
+            stream.x = mean;
         }
         self.input = keep.then_some(input);
-        Ok(x)
+        Ok(stream.x)
     }
 
     /// Gradients of all parameters that learn, from `grad`, the gradient of the last [`Self::forward`]'s result. They overwrite the
@@ -323,9 +394,14 @@ impl Encoder {
         let Some(input) = self.input.take() else {
             return Err(Error::Failed("backward without a forward pass that kept its activations".into()));
         };
-        let (h, n, tokens) = (self.config.layer.hidden, self.layers.len(), input.ids.elem_count());
+        let (n, tokens, shape) = (self.layers.len(), input.ids.elem_count(), &self.config.layer);
         let embedded = self.embeddings.output(params, tokens)?;
-        let mut grad = grad.clone();
+        let mut grad = Stream { x: grad.clone(), residual: None };
+        if input.read == Read::Mean {
+            let spread = self.spread.view(tokens, shape.hidden, params.space())?;
+            mean_rows_backward(&spread, &grad.x, &input.cu_seqlens)?;
+            grad.x = spread;
+        }
         let trains_embeddings = params.trains(self.embeddings.range());
         let bias = match &mut self.bias {
             Some(table) => {
@@ -340,19 +416,21 @@ impl Encoder {
         let trains_all = trains_embeddings || bias_grad.is_some();
         let lowest = (0..n).find(|i| trains_all || params.trains(self.layers[*i].range())).unwrap_or(n);
         for i in (lowest..n).rev() {
-            let x = match i.checked_sub(1) {
-                Some(below) => self.outs[below].view(tokens, h, params.space())?,
-                None => embedded.clone(),
+            let below = match i.checked_sub(1) {
+                Some(below) => self.outs[below].stream(shape, tokens, params.space())?,
+                None => Stream { x: embedded.clone(), residual: None },
             };
-            let pass = Pass { learns_below: trains_embeddings || i > lowest, bias, ..input.pass(i, n) };
+            let learns_below = trains_embeddings || i > lowest;
+            let pass = Pass { learns_below, bias, ..input.pass(i, &self.config, &self.rotary) };
             let acts = &mut self.acts[if input.recompute { 0 } else { i }];
             // The last layer's are still there.
             if input.recompute && i + 1 < n {
-                self.layers[i].forward(params, &x, &pass, acts, &mut self.outs[i])?;
+                self.layers[i].forward(params, &below, &pass, acts, &mut self.outs[i])?;
             }
             // A layer that shares its parameters with one above adds to that one's gradients.
             let accumulate = accumulate || self.layers[i + 1..].iter().any(|l| l.range() == self.layers[i].range());
-            grad = self.layers[i].backward(params, &x, &grad, &pass, acts, &mut self.scratch, accumulate)?;
+            let (out, scratch) = (&mut self.outs[i], &mut self.scratch);
+            grad = self.layers[i].backward(params, &below.x, &grad, &pass, acts, out, scratch, accumulate)?;
         }
         if let (Some(table), Some(sums)) = (&self.bias, bias_grad) {
             table.backward(params, sums, accumulate)?;
@@ -360,7 +438,7 @@ impl Encoder {
         if !trains_embeddings {
             return Ok(());
         }
-        let dropout = input.pass(0, n).dropout(self.config.embedding_dropout, EMBEDDING_SITE);
-        Ok(self.embeddings.backward(params, &grad, input.index(), dropout, &mut self.scratch, accumulate)?)
+        let dropout = input.embedding_dropout(self.config.embedding_dropout);
+        Ok(self.embeddings.backward(params, &grad.x, input.index(), dropout, &mut self.scratch, accumulate)?)
     }
 }

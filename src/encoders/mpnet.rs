@@ -4,8 +4,8 @@
 use super::keys::{Defaults, Keys};
 use super::{EncoderConfig, Positions, bert};
 use crate::error::Result;
+use crate::nn::layer_shape::LayerNames;
 use crate::nn::pooling::{Pooling, PoolingActivation};
-use crate::nn::transformer::LayerNames;
 use crate::ops::distance_bias::BUCKETS;
 
 /// Not in the config.

@@ -1,5 +1,5 @@
 //! Classification and regression of whole rows, as each family's `ForSequenceClassification` has it ([`Pooling`]): dropout, a
-//! dense layer and its activation on the first token, dropout, the last layer; cross-entropy or mean squared error.
+//! dense layer, its activation and in some a norm, dropout, the last layer; cross-entropy or mean squared error.
 
 use super::Objective;
 use crate::data::Targets;
@@ -14,11 +14,15 @@ use candle_core::{Tensor, Var};
 #[derive(Debug)]
 pub struct SequenceHead {
     task: TaskKind,
-    hidden: usize,
     labels: usize,
     act: PoolingActivation,
-    /// Weight and bias of the dense layer and of the last in the arenas.
-    offsets: [usize; 4],
+    /// Whether the dense layer has a bias.
+    dense_bias: bool,
+    /// The norm's epsilon, and whether it has a bias.
+    norm: Option<(f64, bool)>,
+    /// Places and shapes in the arenas, in the order of the computation: the dense layer's weight and bias, the norm's, the last
+    /// layer's.
+    params: Vec<(usize, Vec<usize>)>,
 }
 
 /// A forward pass with autograd: the leaves and the result.
@@ -26,7 +30,7 @@ pub struct SequenceHead {
 pub struct HeadPass {
     /// `[rows, hidden]`
     hidden: Var,
-    params: [Var; 4],
+    params: Vec<Var>,
     /// `[rows, labels]`
     pub logits: Tensor,
 }
@@ -34,50 +38,69 @@ pub struct HeadPass {
 impl SequenceHead {
     /// Lays out the parameters; `labels` is 1 for regression.
     pub fn new(layout: &mut Layout, task: TaskKind, pooling: &Pooling, hidden: usize, labels: usize) -> Self {
-        let Pooling { dense, act, out, .. } = pooling;
-        let offsets = [
-            layout.block(&[(format!("{dense}.weight"), vec![hidden, hidden], Init::Normal)]),
-            layout.block(&[(format!("{dense}.bias"), vec![hidden], Init::Zeros)]),
-            layout.block(&[(format!("{out}.weight"), vec![labels, hidden], Init::Normal)]),
-            layout.block(&[(format!("{out}.bias"), vec![labels], Init::Zeros)]),
-        ];
-        Self { task, hidden, labels, act: *act, offsets }
+        let Pooling { dense, dense_bias, norm, act, out, .. } = pooling;
+        let mut params = vec![];
+        let mut add = |name: String, shape: Vec<usize>, init: Init| {
+            params.push((layout.block(&[(name, shape.clone(), init)]), shape));
+        };
+        add(format!("{dense}.weight"), vec![hidden, hidden], Init::Normal);
+        if *dense_bias {
+            add(format!("{dense}.bias"), vec![hidden], Init::Zeros);
+        }
+        if let Some(norm) = norm {
+            add(format!("{}.weight", norm.name), vec![hidden], Init::Ones);
+            if norm.bias {
+                add(format!("{}.bias", norm.name), vec![hidden], Init::Zeros);
+            }
+        }
+        add(format!("{out}.weight"), vec![labels, hidden], Init::Normal);
+        add(format!("{out}.bias"), vec![labels], Init::Zeros);
+        let norm = norm.as_ref().map(|norm| (f64::from(norm.eps), norm.bias));
+        Self { task, labels, act: *act, dense_bias: *dense_bias, norm, params }
     }
 
     pub fn labels(&self) -> usize {
         self.labels
     }
 
-    fn shapes(&self) -> [Vec<usize>; 4] {
-        [vec![self.hidden, self.hidden], vec![self.hidden], vec![self.labels, self.hidden], vec![self.labels]]
-    }
-
-    fn compute(&self, p: [&Tensor; 4], hidden: &Tensor, [before, after]: [Dropout; 2]) -> Result<Tensor> {
-        let dense = dropped(hidden, before)?.matmul(&p[0].t()?)?.broadcast_add(p[1])?;
-        let pooled = match self.act {
-            PoolingActivation::Tanh => dense.tanh()?,
-            PoolingActivation::Relu => dense.relu()?,
-            PoolingActivation::Gelu => dense.gelu_erf()?,
+    fn compute(&self, params: &[Tensor], hidden: &Tensor, [before, after]: [Dropout; 2]) -> Result<Tensor> {
+        let mut params = params.iter();
+        let mut next = || params.next().ok_or_else(|| Error::Failed("the head lacks a parameter".into()));
+        let mut x = dropped(hidden, before)?.matmul(&next()?.t()?)?;
+        if self.dense_bias {
+            x = x.broadcast_add(next()?)?;
+        }
+        x = match self.act {
+            PoolingActivation::Tanh => x.tanh()?,
+            PoolingActivation::Relu => x.relu()?,
+            PoolingActivation::Gelu => x.gelu_erf()?,
+            PoolingActivation::GeluTanh => x.gelu()?,
+            PoolingActivation::Silu => x.silu()?,
         };
-        Ok(dropped(&pooled, after)?.matmul(&p[2].t()?)?.broadcast_add(p[3])?)
+        if let Some((eps, bias)) = self.norm {
+            let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
+            let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+            x = centred.broadcast_div(&deviation)?.broadcast_mul(next()?)?;
+            if bias {
+                x = x.broadcast_add(next()?)?;
+            }
+        }
+        Ok(dropped(&x, after)?.matmul(&next()?.t()?)?.broadcast_add(next()?)?)
     }
 
     /// Logits `[rows, labels]` of `hidden: [rows, hidden]`, without autograd.
     pub fn logits(&self, params: &Params, hidden: &Tensor) -> Result<Tensor> {
-        let mut p = Vec::with_capacity(4);
-        for (offset, shape) in self.offsets.iter().zip(self.shapes()) {
-            p.push(params.weight(*offset, &shape)?);
-        }
-        self.compute([&p[0], &p[1], &p[2], &p[3]], hidden, [Dropout::OFF; 2])
+        let params: Result<Vec<_>> = self.params.iter().map(|(at, shape)| Ok(params.weight(*at, shape)?)).collect();
+        self.compute(&params?, hidden, [Dropout::OFF; 2])
     }
 
     /// The same with autograd and with dropout before and after the dense layer.
     pub fn forward(&self, params: &Params, hidden: &Tensor, dropout: [Dropout; 2]) -> Result<HeadPass> {
-        let [a, b, c, d] = self.shapes();
-        let var = |i: usize, shape: &[usize]| Var::from_tensor(&params.weight(self.offsets[i], shape)?);
-        let vars = [var(0, &a)?, var(1, &b)?, var(2, &c)?, var(3, &d)?];
+        let var = |(at, shape): &(usize, Vec<usize>)| Ok(Var::from_tensor(&params.weight(*at, shape)?)?);
+        let vars = self.params.iter().map(var).collect::<Result<Vec<_>>>()?;
         let hidden = Var::from_tensor(hidden)?;
-        let logits = self.compute([0, 1, 2, 3].map(|i| vars[i].as_tensor()), hidden.as_tensor(), dropout)?;
+        let leaves: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let logits = self.compute(&leaves, hidden.as_tensor(), dropout)?;
         Ok(HeadPass { hidden, params: vars, logits })
     }
 
@@ -97,8 +120,8 @@ impl SequenceHead {
     /// `[rows, hidden]` is returned.
     pub fn backward(&self, params: &Params, pass: &HeadPass, loss: &Tensor, accumulate: bool) -> Result<Tensor> {
         let grads = loss.backward()?;
-        for ((var, offset), shape) in pass.params.iter().zip(self.offsets).zip(self.shapes()) {
-            let to = params.grad(offset, &shape)?;
+        for (var, (offset, shape)) in pass.params.iter().zip(&self.params) {
+            let to = params.grad(*offset, shape)?;
             let Some(grad) = grads.get(var) else {
                 return Err(Error::Failed("a head parameter was not reached by the loss".into()));
             };

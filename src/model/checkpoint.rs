@@ -168,7 +168,7 @@ impl Pretrained {
                     report.loaded += 1;
                 }
                 _ => {
-                    if !classifier && !spec.name.starts_with(&self.config.pooling.dense) {
+                    if !classifier && !self.config.pooling.holds(&spec.name) {
                         missing.push(spec.name.as_str());
                     }
                     places.push((spec, None));
@@ -219,7 +219,7 @@ impl Pretrained {
 
     fn missing(&self, missing: &[&str], names: &HashSet<&str>) -> Error {
         let shown = missing.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-        let first = format!("{}.weight", self.config.names.layers[0].query);
+        let first = format!("{}.weight", self.config.names.layers[0].projections[0]);
         let is_family = candidates(&first, self.config.names.prefix).iter().any(|n| names.contains(n.as_str()));
         let why = if is_family {
             "config.json does not match the weights".into()
@@ -282,7 +282,7 @@ fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -
 fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
     match spec.init {
         Init::Normal => to.copy_from_slice(&normal(seed, &spec.name, to.len(), std)),
-        Init::Zeros | Init::Fixed => to.fill(0.0),
+        Init::Zeros | Init::Fixed | Init::Absent => to.fill(0.0),
         Init::Ones => to.fill(1.0),
     }
 }

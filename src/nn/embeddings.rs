@@ -21,12 +21,15 @@ pub struct EmbeddingsShape {
     pub hidden: usize,
     /// Whether the table of positions learns.
     pub learns_positions: bool,
+    /// Whether the norm has a bias.
+    pub norm_bias: bool,
 }
 
 /// Checkpoint names.
 #[derive(Debug, Clone)]
 pub struct EmbeddingNames {
     pub word: String,
+    /// Read where there are positions.
     pub position: String,
     /// Read where there are token types.
     pub token_type: String,
@@ -56,15 +59,16 @@ impl Embeddings {
     pub fn new(layout: &mut Layout, shape: EmbeddingsShape, names: &EmbeddingNames) -> Self {
         let (t, w) = (&shape.tables, shape.width);
         let positions = if shape.learns_positions { Init::Normal } else { Init::Fixed };
-        let mut block = vec![
-            (names.word.clone(), vec![t.vocab, w], Init::Normal),
-            (names.position.clone(), vec![t.positions, w], positions),
-        ];
+        let mut block = vec![(names.word.clone(), vec![t.vocab, w], Init::Normal)];
+        if t.positions > 0 {
+            block.push((names.position.clone(), vec![t.positions, w], positions));
+        }
         if t.types > 0 {
             block.push((names.token_type.clone(), vec![t.types, w], Init::Normal));
         }
         block.push((format!("{}.weight", names.norm), vec![w], Init::Ones));
-        block.push((format!("{}.bias", names.norm), vec![w], Init::Zeros));
+        let beta = if shape.norm_bias { Init::Zeros } else { Init::Absent };
+        block.push((format!("{}.bias", names.norm), vec![w], beta));
         let tables = layout.block(&block);
         let projection = names.projection.as_ref().map(|n| {
             let weight = layout.block(&[(format!("{n}.weight"), vec![shape.hidden, w], Init::Normal)]);

@@ -2,7 +2,9 @@
 
 pub mod distance_bias;
 pub mod embeddings;
+pub mod layer_shape;
 pub mod params;
 pub mod pooling;
+pub mod rotary;
 pub mod transformer;
 pub mod workspace;

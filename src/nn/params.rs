@@ -34,6 +34,8 @@ pub enum Init {
     Ones,
     /// Always in the checkpoint, and never learns.
     Fixed,
+    /// No parameter: zeros where a kernel reads one that others have.
+    Absent,
 }
 
 impl Spec {
@@ -76,6 +78,10 @@ impl Layout {
         let start = self.end.next_multiple_of(ALIGN);
         self.end = start;
         for (name, shape, init) in members {
+            if *init == Init::Absent {
+                self.end += shape.iter().product::<usize>();
+                continue;
+            }
             let spec = Spec { name: name.clone(), shape: shape.clone(), offset: self.end, init: *init };
             self.end += spec.len();
             self.specs.push(spec);
@@ -415,6 +421,17 @@ mod tests {
         ] {
             assert_eq!(Spec { name: name.into(), ..a.clone() }.decays(), decays, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_absent_has_room_and_no_name() {
+        let mut layout = Layout::default();
+        let member = |name: &str, init| (name.to_owned(), vec![3], init);
+        layout.block(&[member("bias", Init::Absent), member("gamma", Init::Ones), member("beta", Init::Absent)]);
+        assert_eq!(layout.arena_len(), 9);
+        assert_eq!(layout.specs().iter().map(|s| (s.name.as_str(), s.offset)).collect::<Vec<_>>(), [("gamma", 3)]);
+        let p = Params::new(layout, vec![0.0; 9], Space::f32(&Device::Cpu), None).unwrap();
+        assert!(p.trains(3..6) && !p.trains(0..3) && !p.trains(6..9));
     }
 
     #[test]

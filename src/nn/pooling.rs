@@ -1,16 +1,30 @@
-//! How a head for whole rows reads the first token's hidden state: `out(dropout(act(dense(dropout(x)))))`. The families differ
-//! in names, activation and dropout only.
+//! How a head for whole rows reads a hidden state: `out(dropout(norm(act(dense(dropout(x))))))`, the norm in some families
+//! only. The families differ in names, activation, dropout and biases.
+
+use crate::ops::gelu::Activation;
 
 /// The dense layer between the hidden states and the last layer of a classifier, and the names of both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pooling {
     /// Checkpoint name of the dense layer, `[hidden, hidden]`.
     pub dense: String,
+    pub dense_bias: bool,
+    /// Behind the activation.
+    pub norm: Option<PoolingNorm>,
     pub act: PoolingActivation,
     /// Before the dense layer and after its activation.
     pub dropout: [f32; 2],
     /// Checkpoint name of the last layer, `[labels, hidden]`.
     pub out: String,
+}
+
+/// A layer norm between the activation and the last layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolingNorm {
+    /// Checkpoint name.
+    pub name: String,
+    pub eps: f32,
+    pub bias: bool,
 }
 
 /// Between the dense layer and the last.
@@ -20,17 +34,38 @@ pub enum PoolingActivation {
     Relu,
     /// Exact, by erf.
     Gelu,
+    /// The tanh approximation.
+    GeluTanh,
+    Silu,
+}
+
+impl From<Activation> for PoolingActivation {
+    fn from(act: Activation) -> Self {
+        match act {
+            Activation::Gelu => Self::Gelu,
+            Activation::GeluTanh => Self::GeluTanh,
+            Activation::Relu => Self::Relu,
+            Activation::Silu => Self::Silu,
+        }
+    }
 }
 
 impl Pooling {
     /// `pooler.dense`, tanh, dropout, `classifier`, as BERT has it; `pooler` is the dense layer's name.
     pub fn of_pooler(pooler: String, dropout: f32) -> Self {
-        Self { dense: pooler, act: PoolingActivation::Tanh, dropout: [0.0, dropout], out: "classifier".into() }
+        let (act, out) = (PoolingActivation::Tanh, "classifier".into());
+        Self { dense: pooler, dense_bias: true, norm: None, act, dropout: [0.0, dropout], out }
     }
 
     /// `classifier.dense` between two dropouts, `classifier.out_proj`, as RoBERTa has it.
     pub fn of_classifier(act: PoolingActivation, dropout: f32) -> Self {
         let (dense, out) = ("classifier.dense".into(), "classifier.out_proj".into());
-        Self { dense, act, dropout: [dropout; 2], out }
+        Self { dense, dense_bias: true, norm: None, act, dropout: [dropout; 2], out }
+    }
+
+    /// Whether a parameter is this head's.
+    pub fn holds(&self, name: &str) -> bool {
+        let norm = self.norm.as_ref().is_some_and(|norm| name.starts_with(&norm.name));
+        name.starts_with(&self.dense) || name.starts_with(&self.out) || norm
     }
 }

@@ -1,70 +1,32 @@
-//! The post-norm transformer layer of BERT (Devlin et al. 2019), forward and backward written out over fused ops.
+//! The transformer layer of BERT (Devlin et al. 2019), forward and backward written out over fused ops. Where norms stand
+//! first (Xiong et al. 2020) a residual sum is followed by the norm of what comes next, so the sequence of ops is the same:
+//! only what the next residual sum begins with differs ([`Stream`]).
 //!
 //! Shapes: `x: [tokens, hidden]`. When only some tokens are read above (a classifier reads `[CLS]`), the last layer computes
 //! keys and values for all tokens and everything else for those `queries` rows only.
 
+use super::layer_shape::{LayerNames, LayerShape};
 use super::params::{Init, Layout, Params};
 use super::workspace::{Buffer, Space};
 use crate::ops::attention::{AttentionSpec, DistanceBias, ProjectionGrads, Projections, attention, attention_backward};
 use crate::ops::bias::bias_grad;
 use crate::ops::dropout::Dropout;
-use crate::ops::gelu::Activation;
+use crate::ops::gated::{gated, gated_backward};
 use crate::ops::gemm::{Weight, linear, linear_act, linear_act_backward, linear_input_grad, linear_weight_grad};
-use crate::ops::layer_norm::{ResidualNormGrads, residual_norm, residual_norm_backward};
+use crate::ops::layer_norm::{ResidualNormGrads, residual_norm, residual_norm_backward, residual_norm_backward_onto};
+use crate::ops::rotary::rotate;
 use crate::ops::rows::{add_rows, gather_rows};
 use crate::rng::PassKey;
 use candle_core::{Result, Tensor};
 use std::ops::Range;
-
-/// Sizes and rates that all layers of an encoder share.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LayerShape {
-    pub hidden: usize,
-    pub heads: usize,
-    /// Width of the feed-forward part.
-    pub inner: usize,
-    pub act: Activation,
-    pub eps: f32,
-    /// Dropout after the attention and after the feed-forward part.
-    pub hidden_dropout: [f32; 2],
-    /// Dropout on attention probabilities.
-    pub attention_dropout: f32,
-}
-
-/// Checkpoint names of one layer's modules, each with `.weight` and `.bias`. Layers of the same names are one: they share
-/// their parameters.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LayerNames {
-    /// The module that all of them lie in.
-    pub module: String,
-    pub query: String,
-    pub key: String,
-    pub value: String,
-    pub attention_output: String,
-    pub attention_norm: String,
-    pub up: String,
-    pub down: String,
-    pub output_norm: String,
-}
-
-impl LayerNames {
-    /// From names inside `module`: query, key and value; the attention's output and norm; the feed-forward part's two layers
-    /// and norm.
-    pub fn new(module: &str, projections: [&str; 3], attention: [&str; 2], feed_forward: [&str; 3]) -> Self {
-        let inside = |name: &str| format!("{module}.{name}");
-        let [query, key, value] = projections.map(inside);
-        let ([attention_output, attention_norm], [up, down, output_norm]) =
-            (attention.map(inside), feed_forward.map(inside));
-        let module = module.to_owned();
-        Self { module, query, key, value, attention_output, attention_norm, up, down, output_norm }
-    }
-}
 
 /// Which tokens the layers above read.
 #[derive(Debug, Clone)]
 pub struct Selection {
     /// Their rows in the packed batch, u32 `[queries]`, ascending.
     pub index: Tensor,
+    /// Their positions in their rows, u32 `[queries]`.
+    pub positions: Tensor,
     /// Prefix sums of the rows' query counts, `[batch + 1]`.
     pub cu_queries: Vec<u32>,
 }
@@ -82,6 +44,19 @@ pub struct Pass<'a> {
     pub learns_below: bool,
     /// What all layers add to their scores.
     pub bias: Option<PassBias<'a>>,
+    /// How far from a query its layer sees keys, if not everywhere.
+    pub window: Option<usize>,
+    /// By what the layer turns its queries and keys.
+    pub rotary: Option<PassRotary<'a>>,
+}
+
+/// Rotary position embedding ([`super::rotary`]).
+#[derive(Debug, Clone, Copy)]
+pub struct PassRotary<'a> {
+    /// `[positions, head_dim]`
+    pub table: &'a Tensor,
+    /// Of every token, u32 `[tokens]`.
+    pub positions: &'a Tensor,
 }
 
 /// A bias of the scores by distance ([`super::distance_bias`]).
@@ -97,6 +72,30 @@ impl Pass<'_> {
     /// The dropout of a site of this pass.
     pub fn dropout(&self, p: f32, site: u64) -> Dropout {
         self.key.map_or(Dropout::OFF, |k| Dropout::new(p, k.site(site)))
+    }
+}
+
+/// What stands between two layers, or its gradient.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// What the next layer's projections read, `[tokens, hidden]`.
+    pub x: Tensor,
+    /// What its residual sum begins with, where that is not `x`: the sum in front of the norm.
+    pub residual: Option<Tensor>,
+}
+
+/// What a layer leaves for the next; evaluation shares one among all layers.
+#[derive(Debug, Default)]
+pub struct Output {
+    x: Buffer,
+    residual: Buffer,
+}
+
+impl Output {
+    /// The normed output `[tokens, hidden]`, as the last forward pass over so many tokens left it.
+    pub fn stream(&mut self, shape: &LayerShape, tokens: usize, space: Space<'_>) -> Result<Stream> {
+        let residual = shape.form.pre_norm.then(|| self.residual.view(tokens, shape.hidden, space)).transpose()?;
+        Ok(Stream { x: self.x.view(tokens, shape.hidden, space)?, residual })
     }
 }
 
@@ -133,11 +132,14 @@ pub struct Activations {
     /// The selected rows of the input and their queries, `[queries, hidden]` each.
     picked: Buffer,
     q: Buffer,
+    /// The selected rows of the residual, where it is not the input.
+    picked_residual: Buffer,
     context: Buffer,
     sum1: Buffer,
     norm1: Buffer,
     up: Buffer,
     inner: Buffer,
+    /// Where the norm stands first the sum is part of the [`Output`].
     sum2: Buffer,
 }
 
@@ -147,11 +149,14 @@ pub struct Scratch {
     a: Buffer,
     branch: Buffer,
     c: Buffer,
+    d: Buffer,
     inner: Buffer,
+    gate: Buffer,
     qkv: Buffer,
     q: Buffer,
-    /// The gradient of the input of a layer with a selection.
+    /// The gradients of the input of a layer with a selection, and of its residual.
     full: Buffer,
+    full_residual: Buffer,
 }
 
 impl Scratch {
@@ -161,42 +166,38 @@ impl Scratch {
     }
 }
 
-/// Values that [`Activations`] holds for `tokens` of which `queries` are read above.
-pub fn activation_len(shape: &LayerShape, tokens: usize, queries: usize) -> usize {
-    let (h, i) = (shape.hidden, shape.inner);
-    let projections = if queries == tokens { 3 * h * tokens } else { 2 * h * tokens + 2 * h * queries };
-    projections + (4 * h + 2 * i) * queries
-}
-
-/// Values that [`Scratch`] holds for passes over `tokens`.
-pub fn scratch_len(shape: &LayerShape, tokens: usize) -> usize {
-    (7 * shape.hidden + shape.inner) * tokens
-}
-
-/// Dropout sites a layer has, rounded up.
+/// Dropout sites a layer has.
 const SITES: u64 = 4;
 
 impl Layer {
     /// Lays out the parameters of layer `number`.
     pub fn new(layout: &mut Layout, shape: &LayerShape, names: &LayerNames, number: usize) -> Self {
-        let (h, i) = (shape.hidden, shape.inner);
+        let (h, i, form, n) = (shape.hidden, shape.inner, &shape.form, names);
         let weight = |n: &str, out: usize, inp: usize| (format!("{n}.weight"), vec![out, inp], Init::Normal);
-        let bias = |n: &str, out: usize| (format!("{n}.bias"), vec![out], Init::Zeros);
+        let bias = |n: &str, out: usize, is_there: bool| {
+            (format!("{n}.bias"), vec![out], if is_there { Init::Zeros } else { Init::Absent })
+        };
         let gamma = |n: &str| (format!("{n}.weight"), vec![h], Init::Ones);
-        let n = names;
+        let width = 3 * h / n.projections.len();
+        let weights: Vec<_> = n.projections.iter().map(|n| weight(n, width, h)).collect();
+        let biases: Vec<_> = n.projections.iter().map(|n| bias(n, width, form.attention_bias)).collect();
         let at = Offsets {
-            qkv_weight: layout.block(&[weight(&n.query, h, h), weight(&n.key, h, h), weight(&n.value, h, h)]),
-            qkv_bias: layout.block(&[bias(&n.query, h), bias(&n.key, h), bias(&n.value, h)]),
+            qkv_weight: layout.block(&weights),
+            qkv_bias: layout.block(&biases),
             output_weight: layout.block(&[weight(&n.attention_output, h, h)]),
             output_norm: layout.block(&[
-                bias(&n.attention_output, h),
+                bias(&n.attention_output, h, form.attention_bias),
                 gamma(&n.attention_norm),
-                bias(&n.attention_norm, h),
+                bias(&n.attention_norm, h, form.norm_bias),
             ]),
-            up_weight: layout.block(&[weight(&n.up, i, h)]),
-            up_bias: layout.block(&[bias(&n.up, i)]),
+            up_weight: layout.block(&[weight(&n.up, shape.up(), h)]),
+            up_bias: layout.block(&[bias(&n.up, shape.up(), form.feed_forward_bias)]),
             down_weight: layout.block(&[weight(&n.down, h, i)]),
-            down_norm: layout.block(&[bias(&n.down, h), gamma(&n.output_norm), bias(&n.output_norm, h)]),
+            down_norm: layout.block(&[
+                bias(&n.down, h, form.feed_forward_bias),
+                gamma(&n.output_norm),
+                bias(&n.output_norm, h, form.norm_bias),
+            ]),
         };
         Self { shape: shape.clone(), at, number: number as u64 }
     }
@@ -211,12 +212,13 @@ impl Layer {
         self.at.qkv_weight..self.at.down_norm + 3 * self.shape.hidden
     }
 
-    fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 3] {
+    fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 4] {
         let site = self.number * SITES;
         [
             pass.dropout(self.shape.attention_dropout, site),
             pass.dropout(self.shape.hidden_dropout[0], site + 1),
             pass.dropout(self.shape.hidden_dropout[1], site + 2),
+            pass.dropout(self.shape.form.inner_dropout, site + 3),
         ]
     }
 
@@ -241,52 +243,89 @@ impl Layer {
         })
     }
 
-    /// `x: [tokens, hidden]` to `[tokens, hidden]`, or `[queries, hidden]` with a selection, in `out`.
+    /// From `[tokens, hidden]` to `[tokens, hidden]`, or `[queries, hidden]` with a selection, in `out`.
     pub fn forward(
         &self,
         params: &Params,
-        x: &Tensor,
+        input: &Stream,
         pass: &Pass<'_>,
         acts: &mut Activations,
-        out: &mut Buffer,
-    ) -> Result<Tensor> {
-        let (h, inner, space, at) = (self.shape.hidden, self.shape.inner, params.space(), &self.at);
-        let [drop_p, drop_1, drop_2] = self.dropouts(pass);
-        let tokens = tokens(pass.cu_seqlens);
-        let b = params.weight(at.qkv_bias, &[3 * h])?;
-        let (n, residual) = match pass.selection {
-            None => {
-                let qkv = acts.qkv.view(tokens, 3 * h, space)?;
-                linear(&qkv, x, &params.linear(at.qkv_weight, 3 * h, h)?, Some(&b))?;
-                (tokens, x.clone())
-            }
-            Some(s) => {
-                let n = tokens_of(s);
-                let (kv, picked, q) =
-                    (acts.qkv.view(tokens, 2 * h, space)?, acts.picked.view(n, h, space)?, acts.q.view(n, h, space)?);
-                let [wq, wkv] = self.query_and_key_value(params)?;
-                linear(&kv, x, &wkv, Some(&b.narrow(0, h, 2 * h)?))?;
-                gather_rows(&picked, x, &s.index)?;
-                linear(&q, &picked, &wq, Some(&b.narrow(0, 0, h)?))?;
-                (n, picked)
-            }
-        };
+        out: &mut Output,
+    ) -> Result<Stream> {
+        let (shape, space, at) = (&self.shape, params.space(), &self.at);
+        let (h, inner, form) = (shape.hidden, shape.inner, &shape.form);
+        let [_, drop_1, drop_2, drop_inner] = self.dropouts(pass);
+        let (n, residual) = self.project(params, input, pass, acts)?;
         let (q, k, v) = self.projections(acts, pass, space)?;
         let context = acts.context.view(n, h, space)?;
-        attention(&context, Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop_p))?;
+        attention(&context, Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass))?;
 
         let (sum1, norm1) = (acts.sum1.view(n, h, space)?, acts.norm1.view(n, h, space)?);
         linear(&sum1, &context, &params.linear(at.output_weight, h, h)?, None)?;
-        residual_norm(&sum1, &norm1, &residual, &params.weight(at.output_norm, &[3, h])?, self.shape.eps, drop_1)?;
+        residual_norm(&sum1, &norm1, &residual, &params.weight(at.output_norm, &[3, h])?, shape.eps, drop_1)?;
 
-        let (up, g) = (acts.up.view(n, inner, space)?, acts.inner.view(n, inner, space)?);
-        let up_bias = params.weight(at.up_bias, &[inner])?;
-        linear_act(&up, &g, &norm1, &params.linear(at.up_weight, inner, h)?, &up_bias, self.shape.act)?;
+        let (up, g) = (acts.up.view(n, shape.up(), space)?, acts.inner.view(n, inner, space)?);
+        let (up_weight, up_bias) =
+            (params.linear(at.up_weight, shape.up(), h)?, params.weight(at.up_bias, &[shape.up()])?);
+        if form.gated {
+            linear(&up, &norm1, &up_weight, form.feed_forward_bias.then_some(&up_bias))?;
+            gated(&g, &up, shape.act, drop_inner)?;
+        } else {
+            linear_act(&up, &g, &norm1, &up_weight, &up_bias, shape.act)?;
+        }
 
-        let (sum2, out) = (acts.sum2.view(n, h, space)?, out.view(n, h, space)?);
+        let (sum2, x) = (self.sum2(acts, out, n, space)?, out.x.view(n, h, space)?);
         linear(&sum2, &g, &params.linear(at.down_weight, h, inner)?, None)?;
-        residual_norm(&sum2, &out, &norm1, &params.weight(at.down_norm, &[3, h])?, self.shape.eps, drop_2)?;
-        Ok(out)
+        let residual = if form.pre_norm { &sum1 } else { &norm1 };
+        residual_norm(&sum2, &x, residual, &params.weight(at.down_norm, &[3, h])?, shape.eps, drop_2)?;
+        Ok(Stream { x, residual: form.pre_norm.then_some(sum2) })
+    }
+
+    /// The second residual sum.
+    fn sum2(&self, acts: &mut Activations, out: &mut Output, n: usize, space: Space<'_>) -> Result<Tensor> {
+        let buffer = if self.shape.form.pre_norm { &mut out.residual } else { &mut acts.sum2 };
+        buffer.view(n, self.shape.hidden, space)
+    }
+
+    /// Computes the projections; gives how many rows go on, and their residual.
+    fn project(
+        &self,
+        params: &Params,
+        input: &Stream,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+    ) -> Result<(usize, Tensor)> {
+        let (h, space, at) = (self.shape.hidden, params.space(), &self.at);
+        let (tokens, x) = (tokens(pass.cu_seqlens), &input.x);
+        let b = params.weight(at.qkv_bias, &[3 * h])?;
+        let bias = |from: usize, len: usize| self.shape.form.attention_bias.then(|| b.narrow(0, from, len)).transpose();
+        let Some(s) = pass.selection else {
+            let qkv = acts.qkv.view(tokens, 3 * h, space)?;
+            linear(&qkv, x, &params.linear(at.qkv_weight, 3 * h, h)?, bias(0, 3 * h)?.as_ref())?;
+            self.turn(&qkv.narrow(1, 0, 2 * h)?, pass.rotary.map(|r| r.positions), pass, false)?;
+            return Ok((tokens, input.residual.clone().unwrap_or_else(|| x.clone())));
+        };
+        let n = tokens_of(s);
+        let (kv, picked, q) =
+            (acts.qkv.view(tokens, 2 * h, space)?, acts.picked.view(n, h, space)?, acts.q.view(n, h, space)?);
+        let [wq, wkv] = self.query_and_key_value(params)?;
+        linear(&kv, x, &wkv, bias(h, 2 * h)?.as_ref())?;
+        gather_rows(&picked, x, &s.index)?;
+        linear(&q, &picked, &wq, bias(0, h)?.as_ref())?;
+        self.turn(&kv.narrow(1, 0, h)?, pass.rotary.map(|r| r.positions), pass, false)?;
+        self.turn(&q, Some(&s.positions), pass, false)?;
+        let Some(residual) = &input.residual else { return Ok((n, picked)) };
+        let picked = acts.picked_residual.view(n, h, space)?;
+        gather_rows(&picked, residual, &s.index)?;
+        Ok((n, picked))
+    }
+
+    /// Turns heads by their positions, or their gradients back.
+    fn turn(&self, x: &Tensor, positions: Option<&Tensor>, pass: &Pass<'_>, back: bool) -> Result<()> {
+        match (pass.rotary, positions) {
+            (Some(rotary), Some(positions)) => rotate(x, rotary.table, positions, back),
+            _ => Ok(()),
+        }
     }
 
     /// The parts of the joint projection that a layer with a selection applies to different rows.
@@ -295,67 +334,104 @@ impl Layer {
         Ok([params.linear(at, h, h)?, params.linear(at + h * h, 2 * h, h)?])
     }
 
-    fn attention_spec<'a>(&self, pass: &Pass<'a>, dropout: Dropout) -> AttentionSpec<'a> {
-        let cu_queries = pass.selection.map_or(pass.cu_seqlens, |s| &s.cu_queries);
-        let queries = pass.selection.map(|s| &s.index);
-        let bias = pass.bias.map(|b| DistanceBias { values: b.values, grad: b.grad, queries });
-        AttentionSpec { cu_queries, cu_keys: pass.cu_seqlens, heads: self.shape.heads, dropout, bias }
+    fn attention_spec<'a>(&self, pass: &Pass<'a>) -> AttentionSpec<'a> {
+        let [dropout, ..] = self.dropouts(pass);
+        AttentionSpec {
+            cu_queries: pass.selection.map_or(pass.cu_seqlens, |s| &s.cu_queries),
+            bias: pass.bias.map(|b| DistanceBias { values: b.values, grad: b.grad }),
+            window: pass.window,
+            queries: pass.selection.map(|s| &s.index),
+            ..AttentionSpec::plain(pass.cu_seqlens, self.shape.heads, dropout)
+        }
     }
 
-    /// From the gradient of the output to that of `x`, the forward pass's input, if anything below learns. Parameter gradients are overwritten, or
-    /// added to if `accumulate`.
+    /// From the gradient of the output to that of the input `x`, if anything below learns. Parameter gradients are overwritten,
+    /// or added to if `accumulate`.
     pub fn backward(
         &self,
         params: &Params,
         x: &Tensor,
-        dout: &Tensor,
+        grad: &Stream,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        out: &mut Output,
+        scratch: &mut Scratch,
+        accumulate: bool,
+    ) -> Result<Stream> {
+        let (shape, space, at) = (&self.shape, params.space(), &self.at);
+        let (h, inner, pre_norm) = (shape.hidden, shape.inner, shape.form.pre_norm);
+        let [_, drop_1, drop_2, _] = self.dropouts(pass);
+        let n = grad.x.dim(0)?;
+        let (a, branch, c) =
+            (scratch.a.view(n, h, space)?, scratch.branch.view(n, h, space)?, scratch.c.view(n, h, space)?);
+        let (norm1, g) = (acts.norm1.view(n, h, space)?, acts.inner.view(n, inner, space)?);
+
+        // The gradient of the second sum. Norms that stand first read `a` and `c` here, which the layer above left.
+        let dsum2 = if pre_norm { scratch.d.view(n, h, space)? } else { a.clone() };
+        let sum2 = self.sum2(acts, out, n, space)?;
+        self.norm_backward(params, [&dsum2, &branch], grad, &sum2, at.down_norm, drop_2, accumulate)?;
+        weight_grad(params, at.down_weight, &branch, &g, accumulate)?;
+        let dup = self.feed_forward_backward(params, &branch, pass, acts, scratch, accumulate)?;
+        weight_grad(params, at.up_weight, &dup, &norm1, accumulate)?;
+        // Behind the sum the norm's input and the residual are one, before it they are two.
+        linear_input_grad(&a, &dup, &params.linear(at.up_weight, shape.up(), h)?, !pre_norm)?;
+
+        let grad = Stream { x: a.clone(), residual: pre_norm.then_some(dsum2) };
+        let sum1 = acts.sum1.view(n, h, space)?;
+        self.norm_backward(params, [&c, &branch], &grad, &sum1, at.output_norm, drop_1, accumulate)?;
+        let context = acts.context.view(n, h, space)?;
+        weight_grad(params, at.output_weight, &branch, &context, accumulate)?;
+        linear_input_grad(&a, &branch, &params.linear(at.output_weight, h, h)?, false)?;
+
+        self.attention_backward(params, x, &a, c, pass, acts, scratch, accumulate)
+    }
+
+    /// Back through a residual sum and its norm: `grad` to the sum's and the branch's.
+    fn norm_backward(
+        &self,
+        params: &Params,
+        [ds, dbranch]: [&Tensor; 2],
+        grad: &Stream,
+        sum: &Tensor,
+        at: usize,
+        drop: Dropout,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (shape, eps) = ([3, self.shape.hidden], self.shape.eps);
+        let (weights, dparams) = (params.weight(at, &shape)?, params.grad(at, &shape)?);
+        let out = ResidualNormGrads { ds, dbranch, dparams: &dparams };
+        match &grad.residual {
+            None => residual_norm_backward(out, &grad.x, sum, &weights, eps, drop, accumulate),
+            Some(carried) => residual_norm_backward_onto(out, carried, &grad.x, sum, &weights, eps, drop, accumulate),
+        }
+    }
+
+    /// From the gradient of the feed-forward part's result to that of its first product.
+    fn feed_forward_backward(
+        &self,
+        params: &Params,
+        dy: &Tensor,
         pass: &Pass<'_>,
         acts: &mut Activations,
         scratch: &mut Scratch,
         accumulate: bool,
     ) -> Result<Tensor> {
-        let (h, inner, space, at) = (self.shape.hidden, self.shape.inner, params.space(), &self.at);
-        let [drop_p, drop_1, drop_2] = self.dropouts(pass);
-        let n = dout.dim(0)?;
-        let (a, branch, c) =
-            (scratch.a.view(n, h, space)?, scratch.branch.view(n, h, space)?, scratch.c.view(n, h, space)?);
-        let (norm1, up, g) =
-            (acts.norm1.view(n, h, space)?, acts.up.view(n, inner, space)?, acts.inner.view(n, inner, space)?);
-
-        let out = ResidualNormGrads { ds: &a, dbranch: &branch, dparams: &params.grad(at.down_norm, &[3, h])? };
-        let sum2 = acts.sum2.view(n, h, space)?;
-        residual_norm_backward(
-            out,
-            dout,
-            &sum2,
-            &params.weight(at.down_norm, &[3, h])?,
-            self.shape.eps,
-            drop_2,
-            accumulate,
-        )?;
-        weight_grad(params, at.down_weight, &branch, &g, accumulate)?;
-        let (dup, dup_bias) = (scratch.inner.view(n, inner, space)?, params.grad(at.up_bias, &[inner])?);
-        let down = params.linear(at.down_weight, h, inner)?;
-        linear_act_backward(&dup, &dup_bias, &branch, &down, &up, self.shape.act, accumulate)?;
-        weight_grad(params, at.up_weight, &dup, &norm1, accumulate)?;
-        linear_input_grad(&a, &dup, &params.linear(at.up_weight, inner, h)?, true)?;
-
-        let out = ResidualNormGrads { ds: &c, dbranch: &branch, dparams: &params.grad(at.output_norm, &[3, h])? };
-        let sum1 = acts.sum1.view(n, h, space)?;
-        residual_norm_backward(
-            out,
-            &a,
-            &sum1,
-            &params.weight(at.output_norm, &[3, h])?,
-            self.shape.eps,
-            drop_1,
-            accumulate,
-        )?;
-        let context = acts.context.view(n, h, space)?;
-        weight_grad(params, at.output_weight, &branch, &context, accumulate)?;
-        linear_input_grad(&a, &branch, &params.linear(at.output_weight, h, h)?, false)?;
-
-        self.attention_backward(params, x, &a, &c, pass, drop_p, acts, scratch, accumulate)
+        let (shape, space, at) = (&self.shape, params.space(), &self.at);
+        let (h, inner, n) = (shape.hidden, shape.inner, dy.dim(0)?);
+        let (up, dup) = (acts.up.view(n, shape.up(), space)?, scratch.inner.view(n, shape.up(), space)?);
+        let (down, dup_bias) = (params.linear(at.down_weight, h, inner)?, params.grad(at.up_bias, &[shape.up()])?);
+        if !shape.form.gated {
+            linear_act_backward(&dup, &dup_bias, dy, &down, &up, shape.act, accumulate)?;
+            return Ok(dup);
+        }
+        let dg = scratch.gate.view(n, inner, space)?;
+        linear_input_grad(&dg, dy, &down, false)?;
+        let [.., drop_inner] = self.dropouts(pass);
+        gated_backward(&dup, &dg, &up, shape.act, drop_inner)?;
+        if shape.form.feed_forward_bias {
+            bias_grad(&dup_bias, &dup, accumulate)?;
+        }
+        Ok(dup)
     }
 
     /// The part below the context: `dcontext` and the residual's gradient `dresidual` to the input's gradient.
@@ -364,43 +440,61 @@ impl Layer {
         params: &Params,
         x: &Tensor,
         dcontext: &Tensor,
-        dresidual: &Tensor,
+        dresidual: Tensor,
         pass: &Pass<'_>,
-        drop: Dropout,
         acts: &mut Activations,
         scratch: &mut Scratch,
         accumulate: bool,
-    ) -> Result<Tensor> {
+    ) -> Result<Stream> {
         let (h, space, at) = (self.shape.hidden, params.space(), &self.at);
         let (tokens, n) = (tokens(pass.cu_seqlens), dcontext.dim(0)?);
         let (q, k, v) = self.projections(acts, pass, space)?;
-        let (projections, spec) = (Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass, drop));
-        let db = params.grad(at.qkv_bias, &[3 * h])?;
+        let (projections, spec) = (Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass));
+        let (db, has_bias) = (params.grad(at.qkv_bias, &[3 * h])?, self.shape.form.attention_bias);
+        // Where the input is the residual too, one gradient is theirs.
+        let is_residual = !self.shape.form.pre_norm || self.number == 0;
         let Some(selection) = pass.selection else {
             let dqkv = scratch.qkv.view(tokens, 3 * h, space)?;
             attention_backward(ProjectionGrads::Fused(&dqkv), dcontext, projections, spec)?;
-            bias_grad(&db, &dqkv, accumulate)?;
-            weight_grad(params, at.qkv_weight, &dqkv, x, accumulate)?;
-            if pass.learns_below {
-                linear_input_grad(dresidual, &dqkv, &params.linear(at.qkv_weight, 3 * h, h)?, true)?;
+            self.turn(&dqkv.narrow(1, 0, 2 * h)?, pass.rotary.map(|r| r.positions), pass, true)?;
+            if has_bias {
+                bias_grad(&db, &dqkv, accumulate)?;
             }
-            return Ok(dresidual.clone());
+            weight_grad(params, at.qkv_weight, &dqkv, x, accumulate)?;
+            let dx = if is_residual { dresidual.clone() } else { scratch.a.view(tokens, h, space)? };
+            if pass.learns_below {
+                linear_input_grad(&dx, &dqkv, &params.linear(at.qkv_weight, 3 * h, h)?, is_residual)?;
+            }
+            return Ok(Stream { x: dx, residual: (!is_residual).then_some(dresidual) });
         };
         let (dq, dkv) = (scratch.q.view(n, h, space)?, scratch.qkv.view(tokens, 2 * h, space)?);
         attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, dcontext, projections, spec)?;
-        bias_grad(&db.narrow(0, 0, h)?, &dq, accumulate)?;
-        bias_grad(&db.narrow(0, h, 2 * h)?, &dkv, accumulate)?;
+        self.turn(&dq, Some(&selection.positions), pass, true)?;
+        self.turn(&dkv.narrow(1, 0, h)?, pass.rotary.map(|r| r.positions), pass, true)?;
+        if has_bias {
+            bias_grad(&db.narrow(0, 0, h)?, &dq, accumulate)?;
+            bias_grad(&db.narrow(0, h, 2 * h)?, &dkv, accumulate)?;
+        }
         weight_grad(params, at.qkv_weight, &dq, &acts.picked.view(n, h, space)?, accumulate)?;
         weight_grad(params, at.qkv_weight + h * h, &dkv, x, accumulate)?;
         let dx = scratch.full.view(tokens, h, space)?;
         if !pass.learns_below {
-            return Ok(dx);
+            return Ok(Stream { x: dx, residual: None });
         }
         let [wq, wkv] = self.query_and_key_value(params)?;
         linear_input_grad(&dx, &dkv, &wkv, false)?;
-        linear_input_grad(dresidual, &dq, &wq, true)?;
-        add_rows(&dx, dresidual, &selection.index)?;
-        Ok(dx)
+        if is_residual {
+            linear_input_grad(&dresidual, &dq, &wq, true)?;
+            add_rows(&dx, &dresidual, &selection.index)?;
+            return Ok(Stream { x: dx, residual: None });
+        }
+        let dpicked = scratch.a.view(n, h, space)?;
+        linear_input_grad(&dpicked, &dq, &wq, false)?;
+        add_rows(&dx, &dpicked, &selection.index)?;
+        let dfull = scratch.full_residual.view(tokens, h, space)?;
+        dfull.zero_set()?;
+        add_rows(&dfull, &dresidual, &selection.index)?;
+        Ok(Stream { x: dx, residual: Some(dfull) })
     }
 }
 

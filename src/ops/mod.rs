@@ -11,11 +11,13 @@ pub mod cpu;
 pub mod distance_bias;
 pub mod dropout;
 pub mod embedding;
+pub mod gated;
 pub mod gelu;
 pub mod gemm;
 pub mod layer_norm;
 pub mod pool;
 pub mod real;
+pub mod rotary;
 pub mod rows;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};

@@ -156,7 +156,7 @@ def fill(model, seed):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
-            if name.lower().replace("_", "").endswith("layernorm.weight"):
+            if name.lower().endswith("norm.weight"):
                 p.copy_(1 + 0.3 * (2 * torch.rand(p.shape, generator=generator) - 1))
             else:  # the padding row too: padding must not leak, whatever it holds
                 p.copy_(0.2 * torch.randn(p.shape, generator=generator))
@@ -208,7 +208,7 @@ def window(step, count):
 
 def train(model, rows, curve, max_grad_norm):
     """The plain loop: sums over the window, divided by the window's rows; clip; step; schedule."""
-    plain = lambda n: "bias" in n or "layernorm" in n.lower().replace("_", "")
+    plain = lambda n: "bias" in n or "norm" in n.lower()
     named = list(model.named_parameters())
     optimizer = torch.optim.AdamW(
         [dict(params=[p for n, p in named if not plain(n)], weight_decay=WEIGHT_DECAY),

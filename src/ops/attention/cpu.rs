@@ -11,6 +11,7 @@ use crate::ops::pool::for_each;
 use crate::ops::real::Real;
 use candle_core::{Result, bail};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Queries a block.
 const BLOCK: usize = 64;
@@ -100,23 +101,34 @@ struct Pair {
     drop: Dropout,
 }
 
-/// A bias by distance: of all heads, or of one (row, head).
+/// A bias by distance: of all heads, or of one.
 #[derive(Clone, Copy)]
 pub struct Bias<'a> {
     /// `2·reach + 1` values a head; that of distance 0 at `reach`.
     pub values: &'a [f32],
     pub reach: usize,
+}
+
+/// What decides about scores beside the products: of the batch, or of one (row, head).
+#[derive(Clone, Copy)]
+pub struct Extras<'a> {
+    pub bias: Option<Bias<'a>>,
+    /// Keys further than this from their query are not seen.
+    pub window: Option<usize>,
     /// Tokens of the batch that the queries are; all of them without.
     pub queries: Option<&'a [u32]>,
     /// The row's first token in the batch.
     pub first: usize,
 }
 
-impl<'a> Bias<'a> {
+impl Extras<'_> {
     fn of(self, pair: Pair, q0: usize, k0: usize) -> Self {
-        let columns = 2 * self.reach + 1;
         let queries = self.queries.map(|q| &q[q0..q0 + pair.queries]);
-        Self { values: &self.values[pair.head * columns..][..columns], queries, first: k0, ..self }
+        let bias = self.bias.map(|b| {
+            let columns = 2 * b.reach + 1;
+            Bias { values: &b.values[pair.head * columns..][..columns], ..b }
+        });
+        Self { bias, queries, first: k0, ..self }
     }
 
     /// Where query `i` stands in its row.
@@ -124,29 +136,52 @@ impl<'a> Bias<'a> {
         self.queries.map_or(i, |q| q[i] as usize - self.first)
     }
 
-    /// The bias of all keys for query `i`.
-    fn row(&self, i: usize, keys: usize) -> &'a [f32] {
-        &self.values[self.reach - self.position(i)..][..keys]
+    /// The keys that query `i` sees.
+    fn seen(&self, i: usize, keys: usize) -> Range<usize> {
+        let Some(window) = self.window else { return 0..keys };
+        let at = self.position(i);
+        at.saturating_sub(window)..(at + window + 1).min(keys)
+    }
+
+    /// The keys that any of the queries sees, from a multiple of [`LANES`] on.
+    fn seen_by_all(&self, queries: Range<usize>, keys: usize) -> Range<usize> {
+        if self.window.is_none() {
+            return 0..keys;
+        }
+        let all = queries.map(|i| self.seen(i, keys)).reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+        let all = all.unwrap_or(0..keys);
+        all.start / LANES * LANES..all.end
     }
 }
 
-/// Adds the bias of the queries from `i` on to raw scores, which are scaled by 1/√d later.
+/// Adds the bias of the `keys` for the queries from `i` on to raw scores, which are scaled by 1/√d later.
 #[inline(always)]
-fn add_bias(scores: &mut [f32], bias: Bias<'_>, i: usize, keys: usize, d: usize) {
+fn add_bias(scores: &mut [f32], extras: Extras<'_>, i: usize, keys: Range<usize>, d: usize) {
+    let Some(bias) = extras.bias else { return };
     let scale = (d as f32).sqrt();
-    for (r, row) in scores.chunks_exact_mut(padded(keys)).enumerate() {
-        for (s, b) in row.iter_mut().zip(bias.row(i + r, keys)) {
+    for (r, row) in scores.chunks_exact_mut(padded(keys.len())).enumerate() {
+        let from = bias.reach - extras.position(i + r) + keys.start;
+        for (s, b) in row.iter_mut().zip(&bias.values[from..][..keys.len()]) {
             *s += scale * b;
         }
     }
 }
 
-/// Adds the gradient of the raw scores of the queries from `i` on, to that of the bias by distance, `[2·keys − 1]`.
+/// Adds the gradient of the raw scores of the queries from `i` on, to that of the bias by distance, `[2·row − 1]` for the
+/// distances in a row of so many keys.
 #[inline(always)]
-fn add_bias_grad(dbias: &mut [f32], ds: &[f32], bias: Bias<'_>, i: usize, keys: usize, d: usize) {
+fn add_bias_grad(
+    dbias: &mut [f32],
+    ds: &[f32],
+    extras: Extras<'_>,
+    i: usize,
+    keys: Range<usize>,
+    row_keys: usize,
+    d: usize,
+) {
     let scale = (d as f32).sqrt();
-    for (r, row) in ds.chunks_exact(padded(keys)).enumerate() {
-        let to = &mut dbias[keys - 1 - bias.position(i + r)..][..keys];
+    for (r, row) in ds.chunks_exact(padded(keys.len())).enumerate() {
+        let to = &mut dbias[row_keys - 1 - extras.position(i + r) + keys.start..][..keys.len()];
         for (b, s) in to.iter_mut().zip(row) {
             *b += scale * s;
         }
@@ -195,7 +230,7 @@ pub unsafe fn forward<T: Real>(
     v: Matrix<T>,
     hidden: usize,
     spec: &AttentionSpec<'_>,
-    bias: Option<Bias<'_>>,
+    extras: Extras<'_>,
 ) {
     let all = (out, q, k, v);
     for_pairs(
@@ -207,8 +242,7 @@ pub unsafe fn forward<T: Real>(
             // SAFETY: offsets inside the views by the caller's promise.
             unsafe {
                 let views = (out.offset(q0, col), q.offset(q0, col), k.offset(k0, col), v.offset(k0, col));
-                let bias = bias.map(|b| b.of(pair, q0, k0));
-                forward_pair(views.0, views.1, views.2, views.3, pair, bias, scratch)
+                forward_pair(views.0, views.1, views.2, views.3, pair, extras.of(pair, q0, k0), scratch)
             }
         },
     );
@@ -216,7 +250,7 @@ pub unsafe fn forward<T: Real>(
 
 simd! {
     fn forward_pair[T](
-        out: MatrixMut<T>, q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, pair: Pair, bias: Option<Bias<'_>>, scratch: &mut [f32],
+        out: MatrixMut<T>, q: Matrix<T>, k: Matrix<T>, v: Matrix<T>, pair: Pair, extras: Extras<'_>, scratch: &mut [f32],
     ) {
         let Pair { queries, keys, d, drop, .. } = pair;
         let n = padded(keys);
@@ -231,23 +265,24 @@ simd! {
             let to = MatrixMut { at: out_room.as_mut_ptr(), stride: d };
             transpose(kt, k, keys, d, n);
             let kt = Matrix { at: kt.as_ptr(), stride: n };
-            let s = MatrixMut { at: scores.as_mut_ptr(), stride: n };
             for i in (0..queries).step_by(BLOCK) {
                 let m = BLOCK.min(queries - i);
-                product::<FMA>(s, q.offset(i, 0), false, kt, m, n, d, false);
-                if let Some(bias) = bias {
-                    add_bias(&mut scores[..m * n], bias, i, keys, d);
-                }
-                softmax_rows::<FMA>(&mut scores[..m * n], keys, d);
+                let seen = extras.seen_by_all(i..i + m, keys);
+                let (lo, span) = (seen.start, seen.len());
+                let n = padded(span);
+                let s = MatrixMut { at: scores.as_mut_ptr(), stride: n };
+                product::<FMA>(s, q.offset(i, 0), false, kt.offset(0, lo), m, n, d, false);
+                add_bias(&mut scores[..m * n], extras, i, seen, d);
+                softmax_rows::<FMA>(&mut scores[..m * n], span, d, |r| within(extras.seen(i + r, keys), lo));
                 if !drop.is_off() {
                     for (r, row) in scores[..m * n].chunks_exact_mut(n).enumerate() {
-                        let base = ((i + r) * keys) as u32;
-                        for (j, p) in row[..keys].iter_mut().enumerate() {
+                        let base = ((i + r) * keys + lo) as u32;
+                        for (j, p) in row[..span].iter_mut().enumerate() {
                             *p *= drop.factor(base.wrapping_add(j as u32));
                         }
                     }
                 }
-                product::<FMA>(to.offset(i, 0), s.as_const(), false, v, m, d, keys, false);
+                product::<FMA>(to.offset(i, 0), s.as_const(), false, v.offset(lo, 0), m, d, span, false);
             }
             out.round_from(out_room, queries, d);
         }
@@ -262,7 +297,7 @@ pub unsafe fn backward<T: Real>(
     qkv: [Matrix<T>; 3],
     hidden: usize,
     spec: &AttentionSpec<'_>,
-    bias: Option<Bias<'_>>,
+    extras: Extras<'_>,
     dbias: Option<&mut Dst<'_>>,
 ) -> Result<()> {
     let all = (to, dout, qkv);
@@ -284,15 +319,15 @@ pub unsafe fn backward<T: Real>(
             let ([dq, dk, dv], dout, [q, k, v]) = all;
             // SAFETY: offsets inside the views by the caller's promise; every pair has a part of its own.
             unsafe {
-                let bias = bias
-                    .map(|b| (b.of(pair, q0, k0), shared.range(if wanted { part(pair.row, pair.head) } else { 0..0 })));
+                let dbias = shared.range(if wanted { part(pair.row, pair.head) } else { 0..0 });
+                let extras = extras.of(pair, q0, k0);
                 let to = [dq.offset(q0, col), dk.offset(k0, col), dv.offset(k0, col)];
                 let qkv = [q.offset(q0, col), k.offset(k0, col), v.offset(k0, col)];
-                backward_pair(to, dout.offset(q0, col), qkv, pair, bias, scratch)
+                backward_pair(to, dout.offset(q0, col), qkv, pair, extras, dbias, scratch)
             }
         },
     );
-    let (Some(dbias), Some(bias)) = (dbias, bias) else { return Ok(()) };
+    let (Some(dbias), Some(bias)) = (dbias, extras.bias) else { return Ok(()) };
     let columns = 2 * bias.reach + 1;
     let all = dbias.values::<f32>()?;
     if all.len() != heads * columns {
@@ -310,11 +345,10 @@ pub unsafe fn backward<T: Real>(
 
 simd! {
     fn backward_pair[T](
-        to: [MatrixMut<T>; 3], dout: Matrix<T>, qkv: [Matrix<T>; 3], pair: Pair, bias: Option<(Bias<'_>, &mut [f32])>,
+        to: [MatrixMut<T>; 3], dout: Matrix<T>, qkv: [Matrix<T>; 3], pair: Pair, extras: Extras<'_>, dbias: &mut [f32],
         scratch: &mut [f32],
     ) {
         let (Pair { queries, keys, d, drop, .. }, home, [q, k, v]) = (pair, to, qkv);
-        let mut bias = bias;
         let n = padded(keys);
         let (kt, rest) = scratch.split_at_mut(n * d);
         let (vt, rest) = rest.split_at_mut(n * d);
@@ -330,7 +364,8 @@ simd! {
             [&mut *dq_room, &mut *dk_room, &mut *dv_room].map(|room| MatrixMut { at: room.as_mut_ptr(), stride: d });
         // SAFETY: all views span this pair's tokens by the caller's promise.
         unsafe {
-            if queries == 0 {
+            // The blocks of queries add to the keys they see; without a window the first block sees all and overwrites.
+            if queries == 0 || extras.window.is_some() {
                 for j in 0..keys {
                     std::slice::from_raw_parts_mut(dk.offset(j, 0).at, d).fill(0.0);
                     std::slice::from_raw_parts_mut(dv.offset(j, 0).at, d).fill(0.0);
@@ -343,22 +378,23 @@ simd! {
             let (kt, vt) = (Matrix { at: kt.as_ptr(), stride: n }, Matrix { at: vt.as_ptr(), stride: n });
             for i in (0..queries).step_by(BLOCK) {
                 let m = BLOCK.min(queries - i);
+                let (seen, add) = (extras.seen_by_all(i..i + m, keys), i > 0 || extras.window.is_some());
+                let (lo, span) = (seen.start, seen.len());
+                let n = padded(span);
                 let (pm, dsm) = (MatrixMut { at: p.as_mut_ptr(), stride: n }, MatrixMut { at: ds.as_mut_ptr(), stride: n });
-                product::<FMA>(pm, q.offset(i, 0), false, kt, m, n, d, false);
-                if let Some((bias, _)) = &bias {
-                    add_bias(&mut p[..m * n], *bias, i, keys, d);
-                }
-                softmax_rows::<FMA>(&mut p[..m * n], keys, d);
-                product::<FMA>(dsm, dout.offset(i, 0), false, vt, m, n, d, false);
+                product::<FMA>(pm, q.offset(i, 0), false, kt.offset(0, lo), m, n, d, false);
+                add_bias(&mut p[..m * n], extras, i, seen.clone(), d);
+                softmax_rows::<FMA>(&mut p[..m * n], span, d, |r| within(extras.seen(i + r, keys), lo));
+                product::<FMA>(dsm, dout.offset(i, 0), false, vt.offset(0, lo), m, n, d, false);
                 for (r, (p, ds)) in p[..m * n].chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-                    score_grad_row::<FMA>(p, ds, keys, d, drop, ((i + r) * keys) as u32);
+                    score_grad_row::<FMA>(p, ds, span, d, drop, ((i + r) * keys + lo) as u32);
                 }
-                if let Some((bias, dbias)) = bias.as_mut().filter(|(_, dbias)| !dbias.is_empty()) {
-                    add_bias_grad(dbias, &ds[..m * n], *bias, i, keys, d);
+                if !dbias.is_empty() {
+                    add_bias_grad(dbias, &ds[..m * n], extras, i, seen, keys, d);
                 }
-                product::<FMA>(dv, pm.as_const(), true, dout.offset(i, 0), keys, d, m, i > 0);
-                product::<FMA>(dq.offset(i, 0), dsm.as_const(), false, k, m, d, keys, false);
-                product::<FMA>(dk, dsm.as_const(), true, q.offset(i, 0), keys, d, m, i > 0);
+                product::<FMA>(dv.offset(lo, 0), pm.as_const(), true, dout.offset(i, 0), span, d, m, add);
+                product::<FMA>(dq.offset(i, 0), dsm.as_const(), false, k.offset(lo, 0), m, d, span, false);
+                product::<FMA>(dk.offset(lo, 0), dsm.as_const(), true, q.offset(i, 0), span, d, m, add);
             }
             home[0].round_from(dq_room, queries, d);
             home[1].round_from(dk_room, keys, d);
@@ -412,12 +448,19 @@ unsafe fn transpose(xt: &mut [f32], x: Matrix, keys: usize, d: usize, n: usize) 
     }
 }
 
-/// Softmax of the first `keys` scores of each row, scaled by 1/√d; the padding becomes 0.
+/// A range counted from `lo`.
+fn within(range: Range<usize>, lo: usize) -> Range<usize> {
+    range.start - lo..range.end - lo
+}
+
+/// Softmax of those of the `keys` scores of each row that it sees, scaled by 1/√d; the others and the padding become 0.
 #[inline(always)]
-fn softmax_rows<const FMA: bool>(scores: &mut [f32], keys: usize, d: usize) {
+fn softmax_rows<const FMA: bool>(scores: &mut [f32], keys: usize, d: usize, seen: impl Fn(usize) -> Range<usize>) {
     let scale = 1.0 / (d as f32).sqrt();
-    for row in scores.chunks_exact_mut(padded(keys)) {
-        row[keys..].fill(f32::MIN);
+    for (r, row) in scores.chunks_exact_mut(padded(keys)).enumerate() {
+        let seen = seen(r);
+        row[..seen.start].fill(f32::MIN);
+        row[seen.end..].fill(f32::MIN);
         let mut top = [f32::MIN; LANES];
         for chunk in row.chunks_exact(LANES) {
             for (t, v) in top.iter_mut().zip(chunk) {
@@ -428,7 +471,8 @@ fn softmax_rows<const FMA: bool>(scores: &mut [f32], keys: usize, d: usize) {
         for v in row.iter_mut() {
             *v = exp::<FMA>((*v - top) * scale);
         }
-        row[keys..].fill(0.0);
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
         let inverse = 1.0 / lane_sum([row], |[x]| x);
         for v in row.iter_mut() {
             *v *= inverse;

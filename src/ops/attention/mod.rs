@@ -20,6 +20,10 @@ pub struct AttentionSpec<'a> {
     pub dropout: Dropout,
     /// Added to the scaled scores.
     pub bias: Option<DistanceBias<'a>>,
+    /// Keys further than this from their query are not seen, and nothing is computed for them.
+    pub window: Option<usize>,
+    /// The queries' rows in the packed batch, u32 `[queries]`, where not every token asks. A bias and a window read it.
+    pub queries: Option<&'a Tensor>,
 }
 
 /// A bias by the distance of key and query ([`crate::ops::distance_bias`]).
@@ -29,15 +33,18 @@ pub struct DistanceBias<'a> {
     pub values: &'a Tensor,
     /// To which the backward pass adds their gradient, if somebody reads it.
     pub grad: Option<&'a Tensor>,
-    /// The queries' rows in the packed batch, u32 `[queries]`, where not every token asks.
-    pub queries: Option<&'a Tensor>,
 }
 
 impl<'a> AttentionSpec<'a> {
-    /// The bias's tensors behind a kernel's other sources.
-    fn with_bias<const N: usize>(&self, src: [&'a Tensor; N]) -> Vec<&'a Tensor> {
-        let bias = self.bias.iter().flat_map(|b| std::iter::once(b.values).chain(b.queries));
-        src.into_iter().chain(bias).collect()
+    /// Every token asks and sees its row's.
+    pub fn plain(cu_seqlens: &'a [u32], heads: usize, dropout: Dropout) -> Self {
+        Self { cu_queries: cu_seqlens, cu_keys: cu_seqlens, heads, dropout, bias: None, window: None, queries: None }
+    }
+
+    /// Behind a kernel's other sources: the bias's values, and the queries' rows where anything depends on them.
+    fn with_extras<const N: usize>(&self, src: [&'a Tensor; N]) -> Vec<&'a Tensor> {
+        let queries = self.queries.filter(|_| self.bias.is_some() || self.window.is_some());
+        src.into_iter().chain(self.bias.map(|b| b.values)).chain(queries).collect()
     }
 }
 
@@ -59,9 +66,9 @@ pub enum ProjectionGrads<'a> {
 }
 
 /// `out[queries, hidden] = dropout(softmax(q·kᵀ / √head_dim + bias))·v`, head by head. All in f32 or all in bf16; the products are f32
-/// in both.
+/// in both. A window leaves keys out of the softmax.
 pub fn attention<'a>(out: &Tensor, p: Projections<'a>, spec: AttentionSpec<'a>) -> Result<()> {
-    launch(&Forward(spec), &[out], &spec.with_bias([p.q, p.k, p.v]))
+    launch(&Forward(spec), &[out], &spec.with_extras([p.q, p.k, p.v]))
 }
 
 /// Gradients of [`attention`] from `dout: [queries, hidden]`; overwrites its destinations, but adds to that of the bias.
@@ -71,7 +78,7 @@ pub fn attention_backward<'a>(
     p: Projections<'a>,
     spec: AttentionSpec<'a>,
 ) -> Result<()> {
-    let src = spec.with_bias([dout, p.q, p.k, p.v]);
+    let src = spec.with_extras([dout, p.q, p.k, p.v]);
     let mut dst = match to {
         ProjectionGrads::Fused(dqkv) => vec![dqkv],
         ProjectionGrads::Split { dq, dkv } => vec![dq, dkv],
@@ -104,12 +111,29 @@ fn check(name: &str, spec: &AttentionSpec<'_>, q: &Src<'_>, k: &Src<'_>, v: &Src
     Ok((q.rows, k.rows, hidden))
 }
 
-/// The bias that [`AttentionSpec::with_bias`] put behind the other sources, as the bodies read it.
-fn bias<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<Option<cpu::Bias<'a>>> {
-    let Some((values, queries)) = src.split_first() else {
-        return if spec.bias.is_none() { Ok(None) } else { bail!("{name}: a bias without values") };
+/// What [`AttentionSpec::with_extras`] put behind the other sources, as the bodies read it.
+fn extras<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<cpu::Extras<'a>> {
+    let (bias, src) = match (spec.bias, src.split_first()) {
+        (None, _) => (None, src),
+        (Some(_), Some((values, rest))) => (Some(bias(name, spec, values)?), rest),
+        (Some(_), None) => bail!("{name}: a bias without values"),
     };
-    let queries = queries.first().map(Src::u32).transpose()?;
+    let queries = src.first().map(Src::u32).transpose()?;
+    let inside = |queries: &[u32]| {
+        let rows = spec.cu_queries.windows(2).zip(spec.cu_keys.windows(2));
+        queries.len() == spec.cu_queries.last().map_or(0, |&n| n as usize)
+            && rows
+                .into_iter()
+                .all(|(q, k)| queries[q[0] as usize..q[1] as usize].iter().all(|i| (k[0]..k[1]).contains(i)))
+    };
+    let known = queries.map_or(spec.cu_queries == spec.cu_keys, inside);
+    if (bias.is_some() || spec.window.is_some()) && !known {
+        bail!("{name}: a bias or a window does not know where the queries stand");
+    }
+    Ok(cpu::Extras { bias, window: spec.window, queries, first: 0 })
+}
+
+fn bias<'a>(name: &str, spec: &AttentionSpec<'_>, values: &Src<'a>) -> Result<cpu::Bias<'a>> {
     let reach = values.cols / 2;
     let longest = spec.cu_keys.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
     if values.rows != spec.heads || values.cols.is_multiple_of(2) || values.stride != values.cols || longest > reach + 1
@@ -121,17 +145,7 @@ fn bias<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<Opt
             spec.heads
         );
     }
-    let inside = |queries: &[u32]| {
-        let rows = spec.cu_queries.windows(2).zip(spec.cu_keys.windows(2));
-        queries.len() == spec.cu_queries.last().map_or(0, |&n| n as usize)
-            && rows
-                .into_iter()
-                .all(|(q, k)| queries[q[0] as usize..q[1] as usize].iter().all(|i| (k[0]..k[1]).contains(i)))
-    };
-    if !queries.map_or(spec.cu_queries == spec.cu_keys, inside) {
-        bail!("{name}: the bias does not know where the queries stand");
-    }
-    Ok(Some(cpu::Bias { values: values.f32()?, reach, queries, first: 0 }))
+    Ok(cpu::Bias { values: values.f32()?, reach })
 }
 
 impl Kernel for Forward<'_> {
@@ -142,7 +156,7 @@ impl Kernel for Forward<'_> {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([out], [q, k, v, rest @ ..]) = (dst, src) else { bail!("attention: one destination, three sources") };
         let (queries, _, hidden) = check("attention", &self.0, q, k, v)?;
-        let bias = bias("attention", &self.0, rest)?;
+        let extras = extras("attention", &self.0, rest)?;
         if (out.rows, out.cols) != (queries, hidden) {
             bail!("attention: output [{}, {}] for [{queries}, {hidden}]", out.rows, out.cols);
         }
@@ -150,7 +164,7 @@ impl Kernel for Forward<'_> {
             let to = cpu::MatrixMut::<T> { stride: out.stride, at: out.values()?.as_mut_ptr() };
             let (q, k, v) = (source::<T>(q)?, source::<T>(k)?, source::<T>(v)?);
             // SAFETY: shapes and prefix sums were checked against the views above.
-            unsafe { cpu::forward(to, q, k, v, hidden, &self.0, bias) };
+            unsafe { cpu::forward(to, q, k, v, hidden, &self.0, extras) };
         });
         Ok(())
     }
@@ -173,7 +187,7 @@ impl Kernel for Backward<'_> {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let [dout, q, k, v, rest @ ..] = src else { bail!("attention_backward: four sources") };
         let (queries, tokens, hidden) = check("attention_backward", &self.0, q, k, v)?;
-        let bias = bias("attention_backward", &self.0, rest)?;
+        let extras = extras("attention_backward", &self.0, rest)?;
         let (dst, dbias) = match (self.0.bias.and_then(|b| b.grad), dst.split_last_mut()) {
             (Some(_), Some((last, dst))) => (dst, Some(last)),
             _ => (dst, None),
@@ -196,7 +210,7 @@ impl Kernel for Backward<'_> {
             };
             let (dout, qkv) = (source::<T>(dout)?, [source::<T>(q)?, source::<T>(k)?, source::<T>(v)?]);
             // SAFETY: shapes and prefix sums were checked against the views above.
-            unsafe { cpu::backward(to, dout, qkv, hidden, &self.0, bias, dbias)? };
+            unsafe { cpu::backward(to, dout, qkv, hidden, &self.0, extras, dbias)? };
         });
         Ok(())
     }
@@ -220,7 +234,7 @@ mod tests {
         let d = hidden / spec.heads;
         let scale = 1.0 / (d as f64).sqrt();
         let bias = spec.bias.map_or(vec![], |b| flat(b.values));
-        let queries = spec.bias.and_then(|b| b.queries).map(|t| t.to_vec1::<u32>().unwrap());
+        let queries = spec.queries.map(|t| t.to_vec1::<u32>().unwrap());
         let columns = bias.len() / spec.heads;
         let mut r =
             [vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()], vec![0.0; bias.len()]];
@@ -237,9 +251,11 @@ mod tests {
                         .collect();
                     let place = queries.as_ref().map_or(i, |q| q[i] as usize);
                     let distance = |j: usize| head * columns + columns / 2 + k0 + j - place;
+                    let near = |j: usize| spec.window.is_none_or(|w| (k0 + j).abs_diff(place) <= w);
                     if columns > 0 {
                         score.iter_mut().enumerate().for_each(|(j, s)| *s += bias[distance(j)] as f64);
                     }
+                    score.iter_mut().enumerate().filter(|(j, _)| !near(*j)).for_each(|(_, s)| *s = f64::NEG_INFINITY);
                     let top = score.iter().cloned().fold(f64::MIN, f64::max);
                     let total: f64 = score.iter().map(|s| (s - top).exp()).sum();
                     let p: Vec<f64> = score.iter().map(|s| (s - top).exp() / total).collect();
@@ -290,6 +306,8 @@ mod tests {
                     heads,
                     dropout: Dropout::new(p, 77),
                     bias: None,
+                    window: None,
+                    queries: None,
                 };
                 let (q, kv, dout) = (
                     (matrix(n, hidden, 1) * 3.0).unwrap(),
@@ -337,7 +355,9 @@ mod tests {
                     cu_keys: &cu_k,
                     heads,
                     dropout: Dropout::new(p, 3),
-                    bias: Some(DistanceBias { values: &values, grad, queries }),
+                    bias: Some(DistanceBias { values: &values, grad }),
+                    window: None,
+                    queries,
                 };
                 let (q, kv, dout) = (matrix(n, hidden, 1), matrix(107, 2 * hidden, 2), matrix(n, hidden, 3));
                 let (k, v) = (kv.narrow(1, 0, hidden).unwrap(), kv.narrow(1, hidden, hidden).unwrap());
@@ -359,12 +379,53 @@ mod tests {
                 // Rows that reach further than the values, and queries outside their rows.
                 let short = matrix(heads, 2 * 68 + 1, 7);
                 let wrong = Tensor::new(&vec![0u32; n][..], values.device()).unwrap();
-                for bias in [
-                    DistanceBias { values: &short, grad: None, queries },
-                    DistanceBias { values: &values, grad: None, queries: Some(&wrong) },
-                ] {
-                    assert!(attention(&out, p, AttentionSpec { bias: Some(bias), ..spec(None) }).is_err());
+                let bias = Some(DistanceBias { values: &short, grad: None });
+                assert!(attention(&out, p, AttentionSpec { bias, ..spec(None) }).is_err());
+                assert!(attention(&out, p, AttentionSpec { queries: Some(&wrong), ..spec(None) }).is_err());
+            }
+        }
+    }
+
+    /// Windows of one key to more than a row, over rows shorter and longer than a block of queries.
+    #[test]
+    fn a_window_leaves_far_keys_out() {
+        let lengths = [1u32, 15, 17, 31, 200, 33];
+        let (cu_k, tokens) = (prefix(&lengths), 297);
+        let every: Vec<u32> = (0..tokens).collect();
+        let some: (&[u32], &[u32]) = (&[1, 0, 2, 1, 5, 1], &[0, 16, 32, 60, 64, 100, 130, 200, 263, 270]);
+        for (window, heads, d, p) in
+            [(0, 1, 4, 0.0), (4, 2, 8, 0.2), (16, 1, 5, 0.1), (64, 1, 16, 0.1), (500, 2, 8, 0.0)]
+        {
+            let hidden = heads * d;
+            for (counts, asking) in [(&lengths[..], &every[..]), (&[1; 6], &[0, 1, 16, 33, 64, 264]), some] {
+                let (cu_q, n) = (prefix(counts), asking.len());
+                let (values, grad) = (matrix(heads, 2 * 210 + 1, 7), zeros(heads, 421));
+                let queries = Tensor::new(asking, values.device()).unwrap();
+                let bias = (window == 16).then_some(DistanceBias { values: &values, grad: Some(&grad) });
+                let spec = AttentionSpec {
+                    cu_queries: &cu_q,
+                    bias,
+                    window: Some(window),
+                    queries: (n < every.len()).then_some(&queries),
+                    ..AttentionSpec::plain(&cu_k, heads, Dropout::new(p, 3))
+                };
+                let (q, kv, dout) =
+                    (matrix(n, hidden, 1), matrix(tokens as usize, 2 * hidden, 2), matrix(n, hidden, 3));
+                let (k, v) = (kv.narrow(1, 0, hidden).unwrap(), kv.narrow(1, hidden, hidden).unwrap());
+                let want = reference(&flat(&q), &flat(&k), &flat(&v), &flat(&dout), hidden, &spec);
+                let (out, p) = (matrix(n, hidden, 9), Projections { q: &q, k: &k, v: &v });
+                attention(&out, p, spec).unwrap();
+                close(&flat(&out), &want[0], 5e-6, "out");
+                let (dq, dkv) = (matrix(n, hidden, 4), matrix(tokens as usize, 2 * hidden, 5));
+                attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, &dout, p, spec).unwrap();
+                close(&flat(&dq), &want[1], 1e-5, "dq");
+                close(&flat(&dkv.narrow(1, 0, hidden).unwrap()), &want[2], 1e-5, "dk");
+                close(&flat(&dkv.narrow(1, hidden, hidden).unwrap()), &want[3], 1e-5, "dv");
+                if window == 16 {
+                    close(&flat(&grad), &want[4], 1e-5, "dbias");
                 }
+                let lost = AttentionSpec { queries: None, ..spec };
+                assert_eq!(attention(&out, p, lost).is_err(), n < every.len());
             }
         }
     }
@@ -372,7 +433,7 @@ mod tests {
     #[test]
     fn large_scores_stay_finite_and_wrong_prefixes_are_refused() {
         let (q, kv) = ((matrix(4, 8, 1) * 1e4).unwrap(), (matrix(4, 8, 2) * 1e4).unwrap());
-        let good = AttentionSpec { cu_queries: &[0, 4], cu_keys: &[0, 4], heads: 2, dropout: Dropout::OFF, bias: None };
+        let good = AttentionSpec::plain(&[0, 4], 2, Dropout::OFF);
         let p = Projections { q: &q, k: &kv, v: &kv };
         let out = zeros(4, 8);
         attention(&out, p, good).unwrap();
@@ -400,7 +461,7 @@ mod tests {
             for selected in [false, true] {
                 let dropout = Dropout::new(0.2, 5);
                 let cu_queries = if selected { &first } else { &cu };
-                let spec = AttentionSpec { cu_queries, cu_keys: &cu, heads, dropout, bias: None };
+                let spec = AttentionSpec { cu_queries, ..AttentionSpec::plain(&cu, heads, dropout) };
                 let run = |qkv: &Tensor, picked: &Tensor| {
                     let part = |i| qkv.narrow(1, i * hidden, hidden).unwrap();
                     let q = if selected { picked.clone() } else { part(0) };

@@ -1,7 +1,7 @@
 //! BERT's input: word + position + token-type embedding, layer norm, dropout; and its gradient, which touches only the
-//! rows that the batch used.
+//! rows that the batch used. Without rows in a table of positions or types nothing of it is added.
 //!
-//! The five parameters lie in one `[vocab + positions + types + 2, hidden]` block in checkpoint order: the three tables,
+//! The parameters lie in one `[vocab + positions + types + 2, hidden]` block in checkpoint order: the three tables,
 //! then gamma and beta.
 
 use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
@@ -19,6 +19,7 @@ const GRAIN: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbeddingShape {
     pub vocab: usize,
+    /// 0 when nothing is added for a position.
     pub positions: usize,
     /// 0 when the family has no token types.
     pub types: usize,
@@ -84,7 +85,8 @@ fn indices<'a>(
         bail!("{name}: parameter block of {} rows, expected {}", block.0, shape.rows());
     }
     let mut out = [&[][..]; 3];
-    for (k, limit) in [shape.vocab, shape.positions, shape.types.max(1)].into_iter().enumerate() {
+    let positions = if shape.positions == 0 { usize::MAX } else { shape.positions };
+    for (k, limit) in [shape.vocab, positions, shape.types.max(1)].into_iter().enumerate() {
         out[k] = src[k].u32()?;
         if out[k].len() != tokens {
             bail!("{name}: {} indices for {tokens} tokens", out[k].len());
@@ -132,16 +134,12 @@ simd! {
         let (mut room, mut normed) = (vec![0f32; h], vec![0f32; h]);
         for (r, (s, y)) in s.chunks_exact_mut(h).zip(y.chunks_exact_mut(h)).enumerate() {
             let word = row(at[0][r] as usize);
-            let position = row(shape.vocab + at[1][r] as usize);
-            if shape.types > 0 {
-                let kind = row(shape.vocab + shape.positions + at[2][r] as usize);
-                for j in 0..h {
-                    s[j] = T::from_f32(word[j] + kind[j] + position[j]);
-                }
-            } else {
-                for j in 0..h {
-                    s[j] = T::from_f32(word[j] + position[j]);
-                }
+            // Without tables the rows are others and not read.
+            let position = row(if shape.positions > 0 { shape.vocab + at[1][r] as usize } else { 0 });
+            let kind = row(if shape.types > 0 { shape.vocab + shape.positions + at[2][r] as usize } else { 0 });
+            for j in 0..h {
+                let word = if shape.types > 0 { word[j] + kind[j] } else { word[j] };
+                s[j] = T::from_f32(if shape.positions > 0 { word + position[j] } else { word });
             }
             norm_row::<f32, FMA>(&mut normed, T::widen(s, &mut room), gamma, beta, shape.eps);
             mask(&mut normed, drop, ((first + r) * h) as u32);
@@ -216,7 +214,10 @@ simd! {
             let word = ids[t] as usize;
             let position = shape.vocab + positions[t] as usize;
             let kind = shape.vocab + shape.positions + types[t] as usize;
-            for row in [word, position, kind].into_iter().take(if shape.types > 0 { 3 } else { 2 }) {
+            for (row, is_there) in [(word, true), (position, shape.positions > 0), (kind, shape.types > 0)] {
+                if !is_there {
+                    continue;
+                }
                 // SAFETY: these columns belong to this thread.
                 let out = unsafe { tables.range(row * h + cols.start..row * h + cols.end) };
                 for (o, g) in out.iter_mut().zip(grad) {
@@ -258,7 +259,8 @@ mod tests {
                 .map(|j| {
                     let kind =
                         if shape.types > 0 { get(shape.vocab + shape.positions + at[2][t] as usize, j) } else { 0.0 };
-                    get(at[0][t] as usize, j) + get(shape.vocab + at[1][t] as usize, j) + kind
+                    let position = if shape.positions > 0 { get(shape.vocab + at[1][t] as usize, j) } else { 0.0 };
+                    get(at[0][t] as usize, j) + position + kind
                 })
                 .collect();
             let mean = s.iter().sum::<f64>() / h as f64;
@@ -273,8 +275,10 @@ mod tests {
 
     #[test]
     fn forward_and_gradients_match_the_definition() {
-        for (h, types, p) in [(5, 2, 0.0), (33, 2, 0.2), (18, 0, 0.1)] {
-            let shape = EmbeddingShape { vocab: 11, positions: 6, types, eps: 1e-6 };
+        for (h, types, positions, p) in
+            [(5, 2, 6, 0.0), (33, 2, 6, 0.2), (18, 0, 6, 0.1), (17, 0, 0, 0.1), (15, 2, 0, 0.0)]
+        {
+            let shape = EmbeddingShape { vocab: 11, positions, types, eps: 1e-6 };
             let block = matrix(shape.rows(), h, 1);
             let ids: Vec<u32> = vec![3, 3, 10, 0, 7, 3];
             let positions: Vec<u32> = vec![0, 1, 2, 0, 1, 5];

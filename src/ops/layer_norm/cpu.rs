@@ -99,13 +99,14 @@ pub fn residual_norm<T: Real>(
 
 simd! {
     fn backward_rows[T](
-        ds: &mut [T], dbranch: &mut [T], partial: &mut [f32], dy: &[T], s: &[T], gamma: &[f32],
+        ds: &mut [T], dbranch: &mut [T], partial: &mut [f32], dy: &[T], s: &[T], carried: Option<&[T]>, gamma: &[f32],
         eps: f32, drop: Dropout, first: usize,
     ) {
         let h = gamma.len();
         let (dbias, rest) = partial.split_at_mut(h);
         let (dgamma, dbeta) = rest.split_at_mut(h);
         let (mut dy_room, mut s_room) = (vec![0f32; h], vec![0f32; h]);
+        let mut sum_room = vec![0f32; if carried.is_some() { h } else { 0 }];
         for (r, (((ds, db), dy), s)) in ds
             .chunks_exact_mut(h)
             .zip(dbranch.chunks_exact_mut(h))
@@ -114,7 +115,15 @@ simd! {
             .enumerate()
         {
             let (dy, s) = (T::widen(dy, &mut dy_room), T::widen(s, &mut s_room));
-            norm_row_backward::<T, FMA>(ds, dgamma, dbeta, dy, s, gamma, eps);
+            match carried {
+                None => norm_row_backward::<T, FMA>(ds, dgamma, dbeta, dy, s, gamma, eps),
+                Some(carried) => {
+                    norm_row_backward::<f32, FMA>(&mut sum_room, dgamma, dbeta, dy, s, gamma, eps);
+                    for ((d, v), c) in ds.iter_mut().zip(&sum_room).zip(&carried[r * h..]) {
+                        *d = T::from_f32(v + c.to_f32());
+                    }
+                }
+            }
             if drop.is_off() {
                 db.copy_from_slice(ds);
                 for j in 0..h {
@@ -139,6 +148,7 @@ pub fn residual_norm_backward<T: Real>(
     dparams: &mut [f32],
     dy: &[T],
     s: &[T],
+    carried: Option<&[T]>,
     params: &[f32],
     eps: f32,
     drop: Dropout,
@@ -154,7 +164,8 @@ pub fn residual_norm_backward<T: Real>(
         let (ds, db, p) = unsafe {
             (shared_ds.range(range.clone()), shared_db.range(range.clone()), shared_p.range(c * 3 * h..(c + 1) * 3 * h))
         };
-        backward_rows(ds, db, p, &dy[range.clone()], &s[range], &params[h..2 * h], eps, drop, rows.start);
+        let carried = carried.map(|c| &c[range.clone()]);
+        backward_rows(ds, db, p, &dy[range.clone()], &s[range], carried, &params[h..2 * h], eps, drop, rows.start);
     });
     reduce_partials(dparams, &partial, accumulate);
 }

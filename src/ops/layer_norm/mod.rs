@@ -43,6 +43,20 @@ pub fn residual_norm_backward(
     launch(&Backward { eps, dropout, accumulate }, &[out.ds, out.dbranch, out.dparams], &[dy, s, params])
 }
 
+/// The same where more reads the sum than this norm: `carried` is the gradient of `s` that comes from there.
+pub fn residual_norm_backward_onto(
+    out: ResidualNormGrads<'_>,
+    carried: &Tensor,
+    dy: &Tensor,
+    s: &Tensor,
+    params: &Tensor,
+    eps: f32,
+    dropout: Dropout,
+    accumulate: bool,
+) -> Result<()> {
+    launch(&Backward { eps, dropout, accumulate }, &[out.ds, out.dbranch, out.dparams], &[dy, s, params, carried])
+}
+
 struct Forward {
     eps: f32,
     dropout: Dropout,
@@ -78,10 +92,17 @@ impl Kernel for Backward {
     }
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([ds, dbranch, dparams], [dy, s, params]) = (dst, src) else {
-            bail!("residual_norm_backward: three destinations, three sources")
+        let ([ds, dbranch, dparams], [dy, s, params, carried @ ..]) = (dst, src) else {
+            bail!("residual_norm_backward: three destinations, three sources or four")
         };
-        let same = [(dbranch.rows, dbranch.cols), (dy.rows, dy.cols), (s.rows, s.cols)];
+        let carried = carried.first();
+        let shape = (ds.rows, ds.cols);
+        let same = [
+            (dbranch.rows, dbranch.cols),
+            (dy.rows, dy.cols),
+            (s.rows, s.cols),
+            carried.map_or(shape, |c| (c.rows, c.cols)),
+        ];
         check("residual_norm_backward", ds.rows, ds.cols, &same, params)?;
         let dparams = dparams.f32()?;
         if dparams.len() != 3 * ds.cols {
@@ -94,6 +115,7 @@ impl Kernel for Backward {
                 dparams,
                 dy.values()?,
                 s.values()?,
+                carried.map(Src::values).transpose()?,
                 params.f32()?,
                 self.eps,
                 self.dropout,
@@ -197,6 +219,40 @@ mod tests {
         assert_eq!((&one.0, &one.1, &one.2), (&three.0, &three.1, &three.2));
         close(&one.3, &three.3.iter().map(|&v| v as f64).collect::<Vec<_>>(), 1e-5, "dparams");
         assert_eq!(run(3), three);
+    }
+
+    /// What is carried adds to the sum's gradient, before dropout parts the branch's from it.
+    #[test]
+    fn a_carried_gradient_adds_to_the_sums() {
+        for (tokens, h) in [(1, 15), (33, 40)] {
+            let (s, dy, carried, params) =
+                (matrix(tokens, h, 1), matrix(tokens, h, 2), matrix(tokens, h, 3), matrix(3, h, 4));
+            let drop = Dropout::new(0.3, 5);
+            let run = |carried: Option<&Tensor>, dy: &Tensor, s: &Tensor| {
+                let (ds, branch, dparams) = (dy.zeros_like().unwrap(), dy.zeros_like().unwrap(), zeros(3, h));
+                let out = ResidualNormGrads { ds: &ds, dbranch: &branch, dparams: &dparams };
+                match carried {
+                    None => residual_norm_backward(out, dy, s, &params, 1e-5, drop, false).unwrap(),
+                    Some(c) => residual_norm_backward_onto(out, c, dy, s, &params, 1e-5, drop, false).unwrap(),
+                }
+                (ds, branch, dparams)
+            };
+            let (alone, both) = (run(None, &dy, &s), run(Some(&carried), &dy, &s));
+            let c = flat(&carried);
+            let plus = |v: &[f32], f: &dyn Fn(usize) -> f32| {
+                v.iter().enumerate().map(|(i, v)| f64::from(v + f(i) * c[i])).collect::<Vec<f64>>()
+            };
+            close(&flat(&both.0), &plus(&flat(&alone.0), &|_| 1.0), 1e-6, "ds");
+            close(&flat(&both.1), &plus(&flat(&alone.1), &|i| drop.factor(i as u32)), 1e-6, "dbranch");
+            let bias: Vec<f64> =
+                (0..h).map(|j| flat(&both.1).iter().skip(j).step_by(h).map(|&v| v as f64).sum()).collect();
+            close(&flat(&both.2)[..h], &bias, 1e-5, "dbias");
+            assert_eq!(flat(&both.2)[h..], flat(&alone.2)[h..]);
+            let got = run(Some(&bf16(&carried)), &bf16(&dy), &bf16(&s));
+            let want = run(Some(&wide(&bf16(&carried))), &wide(&bf16(&dy)), &wide(&bf16(&s)));
+            rounded(&got.0, &want.0, 0.0, "ds");
+            rounded(&got.1, &want.1, 3.0, "dbranch"); // rounded twice
+        }
     }
 
     #[test]

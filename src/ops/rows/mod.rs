@@ -20,6 +20,82 @@ pub fn zero_ranges(x: &Tensor, ranges: &[Range<usize>]) -> Result<()> {
     launch(&Zero { ranges }, &[x], &[])
 }
 
+/// `out[row] = ` the mean of the row's tokens in `x: [tokens, cols]`; `cu` holds the prefix sums of the rows' lengths.
+pub fn mean_rows(out: &Tensor, x: &Tensor, cu: &[u32]) -> Result<()> {
+    launch(&Mean { cu }, &[out], &[x])
+}
+
+/// From the gradient of the means to that of every token; backward of [`mean_rows`].
+pub fn mean_rows_backward(dx: &Tensor, dout: &Tensor, cu: &[u32]) -> Result<()> {
+    launch(&MeanBackward { cu }, &[dx], &[dout])
+}
+
+struct Mean<'a> {
+    cu: &'a [u32],
+}
+
+impl Kernel for Mean<'_> {
+    fn name(&self) -> &'static str {
+        "mean_rows"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([out], [x]) = (dst, src) else { bail!("mean_rows: one destination, one source") };
+        let n = out.cols;
+        check_means("mean_rows", self.cu, (out.rows, n, out.stride), (x.rows, x.cols, x.stride))?;
+        let mut sum = vec![0f32; n];
+        by_format!(out, T => {
+            let (x, out) = (x.values::<T>()?, out.values::<T>()?);
+            for (out, w) in out.chunks_exact_mut(n).zip(self.cu.windows(2)) {
+                sum.fill(0.0);
+                for token in x[w[0] as usize * n..w[1] as usize * n].chunks_exact(n) {
+                    sum.iter_mut().zip(token).for_each(|(s, v)| *s += v.to_f32());
+                }
+                let inverse = 1.0 / (w[1] - w[0]) as f32;
+                out.iter_mut().zip(&sum).for_each(|(o, s)| *o = Real::from_f32(s * inverse));
+            }
+        });
+        Ok(())
+    }
+}
+
+struct MeanBackward<'a> {
+    cu: &'a [u32],
+}
+
+impl Kernel for MeanBackward<'_> {
+    fn name(&self) -> &'static str {
+        "mean_rows_backward"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([dx], [dout]) = (dst, src) else { bail!("mean_rows_backward: one destination, one source") };
+        let n = dx.cols;
+        check_means("mean_rows_backward", self.cu, (dout.rows, dout.cols, dout.stride), (dx.rows, n, dx.stride))?;
+        by_format!(dx, T => {
+            let (dx, dout) = (dx.values::<T>()?, dout.values::<T>()?);
+            for (dout, w) in dout.chunks_exact(n).zip(self.cu.windows(2)) {
+                let inverse = 1.0 / (w[1] - w[0]) as f32;
+                for token in dx[w[0] as usize * n..w[1] as usize * n].chunks_exact_mut(n) {
+                    token.iter_mut().zip(dout).for_each(|(d, g)| *d = Real::from_f32(g.to_f32() * inverse));
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Rows, columns and stride of the means and of the tokens.
+fn check_means(name: &str, cu: &[u32], means: (usize, usize, usize), tokens: (usize, usize, usize)) -> Result<()> {
+    let prefix = cu.first() == Some(&0)
+        && cu.last().is_some_and(|&n| n as usize == tokens.0)
+        && cu.windows(2).all(|w| w[0] < w[1]);
+    if !prefix || means.0 + 1 != cu.len() || means.1 != tokens.1 || means.2 != means.1 || tokens.2 != tokens.1 {
+        bail!("{name}: {} means of {} over {} tokens of {}, {} rows", means.0, means.1, tokens.0, tokens.1, cu.len());
+    }
+    Ok(())
+}
+
 struct Zero<'a> {
     ranges: &'a [Range<usize>],
 }
@@ -98,6 +174,30 @@ fn check(name: &str, cols: usize, picked: usize, cols_of_x: usize, index: &[u32]
 mod tests {
     use super::*;
     use crate::ops::testing::{bf16, flat, matrix, zeros};
+
+    #[test]
+    fn means_of_rows_and_back() {
+        let (x, cu) = (matrix(20, 7, 1), [0u32, 1, 16, 18, 20]);
+        let (out, dx, dout) = (zeros(4, 7), zeros(20, 7), matrix(4, 7, 2));
+        mean_rows(&out, &x, &cu).unwrap();
+        mean_rows_backward(&dx, &dout, &cu).unwrap();
+        for (row, w) in cu.windows(2).enumerate() {
+            let (start, len) = (w[0] as usize, (w[1] - w[0]) as usize);
+            let want = flat(&x.narrow(0, start, len).unwrap().mean(0).unwrap());
+            let got = flat(&out.get(row).unwrap());
+            assert!(got.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?} {want:?}");
+            for token in start..start + len {
+                let want = flat(&(dout.get(row).unwrap() / len as f64).unwrap());
+                assert!(flat(&dx.get(token).unwrap()).iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6));
+            }
+        }
+        let (half, back) = (bf16(&out), bf16(&dx));
+        mean_rows(&half, &bf16(&x), &cu).unwrap();
+        mean_rows_backward(&back, &bf16(&dout), &cu).unwrap();
+        assert!(flat(&half).iter().zip(flat(&out)).all(|(a, b)| (a - b).abs() < 0.01));
+        assert!(flat(&back).iter().zip(flat(&dx)).all(|(a, b)| (a - b).abs() < 0.01));
+        assert!(mean_rows(&out, &x, &[0, 1, 16, 16, 20]).is_err() && mean_rows(&out, &x, &[0, 20]).is_err());
+    }
 
     #[test]
     fn gather_then_add_back() {
