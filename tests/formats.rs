@@ -1,5 +1,6 @@
 //! One model in every format of weights: the same tensors (`golden/make_formats.py`).
 
+#[allow(dead_code)] // not every test file uses all of it
 mod common;
 
 use bertft::error::Result;
@@ -18,7 +19,9 @@ fn directory(weights: &[(&str, &Path)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let copy = |name: &str, from: &Path| std::fs::copy(from, dir.path().join(name)).unwrap();
     copy("config.json", &fixture("roberta", "model/config.json"));
-    weights.iter().for_each(|(name, from)| drop(copy(name, from)));
+    for (name, from) in weights {
+        copy(name, from);
+    }
     dir
 }
 
