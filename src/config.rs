@@ -8,6 +8,7 @@ mod source;
 use crate::data::config::{DataConfig, Invalid, TaskKind};
 use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
+use crate::hub::ModelId;
 use crate::train::config::TrainConfig;
 use crate::train::eval_config::EvalConfig;
 pub use schema::schema;
@@ -34,12 +35,16 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face model directory (a hub id, later).
+    /// A Hugging Face model directory, or the id of a model of the hub such as `org/name`. It is a directory if it is one
+    /// from the config file on, or begins with `/`, `./` or `../`.
     #[schemars(length(min = 1))]
     pub path: String,
-    /// The commit or branch of a hub id.
+    /// The branch, tag or commit of a model of the hub; without it, `main`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// The model of the hub that `path` means, if it is no directory.
+    #[serde(skip)]
+    pub hub: Option<ModelId>,
 }
 
 /// The `[task]` table.
@@ -101,7 +106,9 @@ impl RunConfig {
     pub fn with_absolute_inputs(&self) -> Result<Self> {
         let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Error::io(path, e));
         let mut config = self.clone();
-        config.model.path = utf8(absolute(Path::new(&self.model.path))?)?;
+        if self.model.hub.is_none() {
+            config.model.path = utf8(absolute(Path::new(&self.model.path))?)?;
+        }
         for path in config.data.splits_mut().into_iter().flat_map(|(_, files)| files.as_mut_slice()) {
             if path != Path::new(STANDARD_INPUT) {
                 *path = absolute(path)?;
@@ -148,11 +155,13 @@ impl RunConfig {
         let path = self.model.path.as_str();
         let says_directory = path.starts_with(['/', '.']) || Path::new(path).is_absolute();
         if !says_directory && !base.join(path).is_dir() {
-            let message = format!(
-                "is \"{path}\": there is no directory {}, and hub download is not in this version; give a directory",
-                base.join(path).display()
-            );
-            return Err(Invalid::new("model.path", message));
+            ModelId::new(path, None).map_err(|what| {
+                let message = format!("is \"{path}\": there is no directory {}, and {what}", base.join(path).display());
+                Invalid::new("model.path", message)
+            })?;
+            let model = ModelId::new(path, self.model.revision.as_deref());
+            self.model.hub = Some(model.map_err(|what| Invalid::new("model.revision", format!("is wrong: {what}")))?);
+            return Ok(());
         }
         if self.model.revision.is_some() {
             let message = "is set, but model.path is a directory, which has no revisions; remove the key";
@@ -173,11 +182,12 @@ impl RunConfig {
 
     fn check_inputs_exist(&self) -> Result<(), Invalid> {
         let model = Path::new(&self.model.path);
-        if !model.is_dir() {
+        let is_local = self.model.hub.is_none();
+        if is_local && !model.is_dir() {
             let message = format!("is {}, which is not a directory; give a model directory", model.display());
             return Err(Invalid::new("model.path", message));
         }
-        if !model.join("config.json").is_file() {
+        if is_local && !model.join("config.json").is_file() {
             let message =
                 format!("is {}, which has no config.json; give a Hugging Face model directory", model.display());
             return Err(Invalid::new("model.path", message));

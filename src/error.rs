@@ -1,5 +1,6 @@
 //! The library's one error type. Its variant decides the exit code, its fields the place named in the message.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// What every fallible function of the library returns.
@@ -78,6 +79,17 @@ impl Error {
             Self::Gate(_) => 3,
             Self::Interrupted { resumable: true } => 4,
             Self::Interrupted { resumable: false } => 130,
+        }
+    }
+}
+
+/// Runs a call of a crate that can panic on crafted input, and gives the reason if it fails.
+pub(crate) fn guarded<T, E: ToString>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            Err(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned())
         }
     }
 }

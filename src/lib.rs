@@ -25,6 +25,7 @@ pub mod device;
 pub mod encoders;
 pub mod error;
 pub mod heads;
+pub mod hub;
 pub mod metrics;
 pub mod model;
 pub mod nn;

@@ -1,7 +1,9 @@
 //! Encoder and head together: from a model directory and back, and the one pass that training repeats.
 
 mod checkpoint;
+mod pickle;
 mod save;
+mod weights;
 
 pub use checkpoint::{LoadReport, Pretrained, describe_load};
 pub use save::BertftJson;

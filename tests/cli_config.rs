@@ -147,7 +147,6 @@ fn what_is_not_in_this_version_says_so() {
     for args in [
         vec!["config", "init", "--task", "tokens"],
         vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "task.kind=tokens"],
-        vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "model.path=org/model"],
     ] {
         let output = run(&args);
         assert_eq!(output.code, 2, "{args:?}");
@@ -188,6 +187,7 @@ fn every_command_has_help_with_examples() {
         vec!["eval"],
         vec!["predict"],
         vec!["info"],
+        vec!["models"],
         vec!["config", "init"],
         vec!["config", "show"],
         vec!["config", "validate"],

@@ -3,7 +3,7 @@
 use assert_cmd::Command;
 use std::fs;
 
-const COMMANDS: [&str; 8] = ["train", "check", "eval", "predict", "config", "info", "completions", "man"];
+const COMMANDS: [&str; 9] = ["train", "check", "eval", "predict", "config", "models", "info", "completions", "man"];
 const CONFIG_COMMANDS: [&str; 4] = ["init", "show", "validate", "schema"];
 
 fn run(args: &[&str]) -> (i32, String, String) {

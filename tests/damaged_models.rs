@@ -106,9 +106,18 @@ fn no_weights() {
     let folder = copy();
     std::fs::remove_file(folder.path().join(WEIGHTS)).unwrap();
     assert_refused(load(folder.path()), folder.path().into(), &["has no model.safetensors"], "no weights");
-    std::fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
-    let says = ["has no model.safetensors", "pytorch_model.bin is there"];
-    assert_refused(load(folder.path()), folder.path().into(), &says, "weights of another format");
+    for (file, framework) in [("flax_model.msgpack", "Flax"), ("tf_model.h5", "TensorFlow")] {
+        std::fs::write(folder.path().join(file), "").unwrap();
+        let says = ["has no model.safetensors", &format!("{file} is of {framework}: convert it")];
+        assert_refused(load(folder.path()), folder.path().into(), &says, "weights of another framework");
+    }
+    let bin = folder.path().join("pytorch_model.bin");
+    std::fs::write(&bin, "").unwrap();
+    assert_refused(load(folder.path()), bin, &["not a whole file of torch.save"], "an empty file");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    let weights = folder.path().join(WEIGHTS);
+    std::fs::write(&weights, pointer).unwrap();
+    assert_refused(load(folder.path()), weights, &["pointer of Git LFS", "git lfs pull"], "a pointer");
     let nowhere = folder.path().join("nowhere");
     assert_refused(load(&nowhere), nowhere.clone(), &["is not a directory"], "no directory");
     let error = load(tempfile::tempdir().unwrap().path()).unwrap_err();

@@ -3,7 +3,7 @@
 mod report;
 
 use super::Globals;
-use super::prepare::{check_max_length, check_metric};
+use super::prepare::{check_max_length, check_metric, pretrained};
 use super::ui::Ui;
 use crate::check::findings::Options;
 use crate::check::scan::Split;
@@ -22,7 +22,7 @@ use report::Report;
 use serde::Serialize;
 use serde_json::json;
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Look at the data of a config before training: figures, faults with file and line, memory and time
@@ -92,7 +92,7 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let gates = gates(&args.fail_on)?;
     let near = near(&args.near)?;
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
-    let pretrained = Pretrained::open(Path::new(&config.model.path))?;
+    let pretrained = pretrained(&config.model, globals, ui)?;
     check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
     let tokenizer = Tokenizer::load(pretrained.dir())?;
     let checkpoint = pretrained.labels()?;

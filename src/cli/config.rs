@@ -1,5 +1,6 @@
 //! `bertft config`: templates, the resolved config, and checks without training.
 
+use super::Globals;
 use super::init;
 use super::prepare::Prepared;
 use super::ui::Ui;
@@ -112,7 +113,7 @@ impl FromStr for Template {
 }
 
 /// Runs the command.
-pub fn run(args: &ConfigArgs, ui: &mut Ui) -> Result<()> {
+pub fn run(args: &ConfigArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     match &args.command {
         ConfigCommand::Init { task, output, look } => match (&look.data, task) {
             (Some(file), task) => {
@@ -124,7 +125,7 @@ pub fn run(args: &ConfigArgs, ui: &mut Ui) -> Result<()> {
             (None, None) => Err(Error::input("give --task or --data")),
         },
         ConfigCommand::Show(file) => show(file, ui),
-        ConfigCommand::Validate(file) => validate(file, ui),
+        ConfigCommand::Validate(file) => validate(file, globals, ui),
         ConfigCommand::Schema => print_schema(ui),
     }
 }
@@ -167,9 +168,9 @@ fn print_schema(ui: &mut Ui) -> Result<()> {
     }
 }
 
-fn validate(args: &FileArgs, ui: &mut Ui) -> Result<()> {
+fn validate(args: &FileArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
-    let prepared = Prepared::new(&config, ui)?;
+    let prepared = Prepared::new(&config, globals, ui)?;
     let space = Space::f32(&Device::Cpu);
     let (mut model, _) = Model::load(&prepared.pretrained, prepared.task, config.train.seed, space)?;
     model.freeze(&config.train.freeze)?;

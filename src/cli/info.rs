@@ -4,6 +4,7 @@ use super::Globals;
 use super::ui::Ui;
 use crate::data::cache::directory;
 use crate::error::Result;
+use crate::hub::Settings;
 use crate::ops::cpu::{Level, has_amx, has_avx512_bf16, level};
 use crate::ops::gemm::{Bf16Engine, bf16_engine};
 use clap::Args;
@@ -24,6 +25,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let target = format!("{} {}", std::env::consts::ARCH, std::env::consts::OS);
     let features = cpu_features();
     let cache = directory();
+    let models = Settings::from_env(globals.offline)?.cache;
     if ui.is_json() {
         let has: serde_json::Map<_, _> = features.iter().map(|(name, has)| (name.to_string(), json!(has))).collect();
         return ui.out_json(&json!({
@@ -35,7 +37,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             "cpu_features": has,
             "kernels": kernels(),
             "bf16_products": bf16_engine().map(Bf16Engine::name),
-            "cache_paths": cache.as_slice(),
+            "cache_paths": cache.iter().chain(&models).collect::<Vec<_>>(),
             "threads": globals.threads(),
         }));
     }
@@ -47,7 +49,8 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
          CPU features  {}\n\
          kernels       {}; bf16 products by {}\n\
          threads       {}\n\
-         cache         {}",
+         cache         {}\n\
+         models        {}",
         globals.device,
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
         kernels(),
@@ -56,6 +59,10 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         cache.map_or_else(
             || "none: none of BERTFT_CACHE, XDG_CACHE_HOME and HOME is set".into(),
             |dir| format!("{} (tokens of large data files)", dir.display())
+        ),
+        models.map_or_else(
+            || "none: none of HF_HOME and HOME is set".into(),
+            |dir| format!("{} (of the hub)", dir.display())
         ),
     ))
 }

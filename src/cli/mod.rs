@@ -7,6 +7,7 @@ pub mod eval;
 pub mod info;
 mod init;
 pub mod man;
+pub mod models;
 pub mod predict;
 pub mod prepare;
 pub mod scoring;
@@ -57,6 +58,9 @@ pub struct Globals {
     /// Write JSON objects, one a line, to standard output and nothing else
     #[arg(long, global = true)]
     pub json: bool,
+    /// Download nothing; models of the hub come from the cache, as with HF_HUB_OFFLINE=1
+    #[arg(long, global = true)]
+    pub offline: bool,
     /// Show only results and errors
     #[arg(long, short, global = true)]
     pub quiet: bool,
@@ -86,6 +90,7 @@ pub enum Command {
     Eval(eval::EvalArgs),
     Predict(predict::PredictArgs),
     Config(config::ConfigArgs),
+    Models(models::ModelsArgs),
     Info(info::InfoArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -184,7 +189,8 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
         Command::Check(args) => check::run(args, &cli.globals, ui),
         Command::Eval(args) => eval::run(args, &cli.globals, ui),
         Command::Predict(args) => predict::run(args, &cli.globals, ui),
-        Command::Config(args) => config::run(args, ui),
+        Command::Config(args) => config::run(args, &cli.globals, ui),
+        Command::Models(args) => models::run(args, &cli.globals, ui),
         Command::Info(args) => info::run(args, &cli.globals, ui),
         Command::Completions(args) => completions::run(args, ui),
         Command::Man(args) => man::run(args, ui),

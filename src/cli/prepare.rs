@@ -1,8 +1,9 @@
 //! What a training run needs before its first step, checked as far as it can be: files, columns, labels, lengths, model.
 
+use super::Globals;
 use crate::check;
-use crate::config::RunConfig;
-use crate::data::cache::{Cache, LEAST_BYTES, directory, small_file};
+use crate::config::{ModelConfig, RunConfig};
+use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::labels::{value, value_targets};
 use crate::data::load::{LoadProgress, Watch};
@@ -13,6 +14,7 @@ use crate::data::{
     Dataset, LabelMap, Labels, Loaded, Places, ReadOptions, Skipped, Targets, Tokenizer, load, split_fraction,
 };
 use crate::error::{Error, Result};
+use crate::hub;
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
@@ -46,8 +48,8 @@ pub struct Prepared {
 
 impl Prepared {
     /// Reads and checks all inputs of `config`.
-    pub fn new(config: &RunConfig, reporter: &mut dyn Reporter) -> Result<Self> {
-        let pretrained = Pretrained::open(Path::new(&config.model.path))?;
+    pub fn new(config: &RunConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Self> {
+        let pretrained = pretrained(&config.model, globals, reporter)?;
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
         let data = &config.data;
         let cache = directory().filter(|_| data.cache).map(Cache::open);
@@ -158,6 +160,28 @@ impl Prepared {
     }
 }
 
+/// The model to start from, downloaded if it is one of the hub and not in the cache.
+pub fn pretrained(config: &ModelConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Pretrained> {
+    let Some(model) = &config.hub else { return Pretrained::open(Path::new(&config.path)) };
+    let settings = hub::Settings::from_env(globals.offline)?;
+    let mut report = |done, total| {
+        if total > 0 {
+            reporter.progress(Progress::counted(Phase::Download, done, total));
+        }
+        interrupted(reporter)
+    };
+    let found = hub::model(model, &settings, &mut hub::Watch::new(&mut report)).map_err(|e| match e {
+        Error::Input { message, file: None, line } => {
+            Error::Input { message: format!("model.path: {message}"), file: None, line }
+        }
+        e => e,
+    })?;
+    if let Some(message) = found.warning {
+        reporter.event(&Event::Warning { message });
+    }
+    Ok(Pretrained::open(&found.dir)?.of_hub(&model.id, &found.commit))
+}
+
 /// A key of `rename_labels` that no row has is most likely misspelt.
 fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
     for name in names {
@@ -229,7 +253,7 @@ impl<'a> Loader<'a> {
         for file in files.iter() {
             contents.push((file.clone(), cache.content(file, &mut || interrupted(reporter))?));
         }
-        let tokenizer = small_file(&Tokenizer::file(self.pretrained.dir()))?;
+        let tokenizer = sha256(&Tokenizer::json(self.pretrained.dir())?.1);
         let key = Cache::key(&contents, options, &tokenizer, self.max_length);
         let loaded = match cache.get(&key, files.as_slice()) {
             Some(loaded) => {
@@ -297,14 +321,7 @@ fn report(reporter: &mut dyn Reporter, rows: u64, share: Option<f64>) {
         Some(share) if share > 0.0 => (rows as f64 / share) as u64 + 1,
         _ => rows + 1,
     };
-    reporter.progress(Progress {
-        phase: Phase::Tokenise,
-        done: rows,
-        total,
-        loss: f64::NAN,
-        learning_rate: 0.0,
-        tokens_per_second: 0.0,
-    });
+    reporter.progress(Progress::counted(Phase::Tokenise, rows, total));
 }
 
 fn interrupted(reporter: &dyn Reporter) -> Result<()> {

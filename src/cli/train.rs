@@ -76,7 +76,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let device = globals.device()?;
     ui.watch_signals()?;
     ui.finish_unread();
-    let prepared = Prepared::new(&config, ui).map_err(|e| match e {
+    let prepared = Prepared::new(&config, globals, ui).map_err(|e| match e {
         Error::Interrupted { .. } => Error::Interrupted { resumable: args.resume },
         e => e,
     })?;
@@ -339,7 +339,7 @@ fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: 
             },
         }
     }
-    let manifest = json!({
+    let mut manifest = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "seed": config.train.seed,
         "device": device_name(device),
@@ -350,6 +350,9 @@ fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: 
         "labels": prepared.task.labels,
         "host": { "os": std::env::consts::OS, "arch": std::env::consts::ARCH, "cpu": format!("{:?}", crate::ops::cpu::level()) },
     });
+    if let Some((_, commit)) = prepared.pretrained.hub() {
+        manifest["model_commit"] = json!(commit);
+    }
     let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Failed(e.to_string()))?;
     Ok(text + "\n")
 }

@@ -263,7 +263,9 @@ impl Track {
         self.shown_at = Instant::now();
         self.shown = p.done;
         let percent = p.done * 100 / p.total.max(1);
-        let mut line = format!("{} {}/{} {} ({percent} %)", title(p.phase), p.done, p.total, unit(p.phase));
+        let scale = if p.phase == Phase::Download { 1_000_000 } else { 1 };
+        let (count, total) = (p.done / scale, p.total.div_ceil(scale));
+        let mut line = format!("{} {count}/{total} {} ({percent} %)", title(p.phase), unit(p.phase));
         let figures = figures(p);
         if !figures.is_empty() {
             line += &format!(", {figures}");
@@ -278,7 +280,11 @@ impl Track {
 }
 
 fn new_bar(phase: Phase, total: u64) -> ProgressBar {
-    let template = format!("{:<8} {{bar:24}} {{pos}}/{{len}} {}  {{msg}}  {{eta}} left", title(phase), unit(phase));
+    let count = match phase {
+        Phase::Download => "{decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}".to_owned(),
+        _ => format!("{{pos}}/{{len}} {}", unit(phase)),
+    };
+    let template = format!("{:<8} {{bar:24}} {count}  {{msg}}  {{eta}} left", title(phase));
     let bar = ProgressBar::new(total);
     match ProgressStyle::with_template(&template) {
         Ok(style) => bar.with_style(style),
@@ -288,6 +294,7 @@ fn new_bar(phase: Phase, total: u64) -> ProgressBar {
 
 fn title(phase: Phase) -> &'static str {
     match phase {
+        Phase::Download => "download",
         Phase::Tokenise => "tokenise",
         Phase::Train => "train",
         Phase::Evaluate => "evaluate",
@@ -296,6 +303,7 @@ fn title(phase: Phase) -> &'static str {
 
 fn unit(phase: Phase) -> &'static str {
     match phase {
+        Phase::Download => "MB",
         Phase::Train => "steps",
         Phase::Tokenise | Phase::Evaluate => "rows",
     }

@@ -286,9 +286,16 @@ fn paths_are_relative_to_file_or_working_directory() {
 #[test]
 fn model_path_tells_directories_from_hub_ids() {
     let place = Place::new("");
-    let message = place.error(&["model.path=org/some-model"]);
-    assert!(message.contains("\"org/some-model\": there is no directory"), "{message}");
-    assert!(message.ends_with("hub download is not in this version; give a directory"), "{message}");
+    let message = place.error(&["model.path=path/to/model"]);
+    assert!(message.contains("\"path/to/model\": there is no directory"), "{message}");
+    assert!(message.ends_with("neither a directory nor an id of the hub such as org/name"), "{message}");
+    let config = place.load(&["model.path=org/some-model", "model.revision=v2"]).unwrap();
+    assert_eq!(config.model.hub, Some(ModelId { id: "org/some-model".into(), revision: "v2".into() }));
+    assert_eq!(config.model.path, "org/some-model");
+    let shown = config.to_toml().unwrap();
+    assert!(shown.contains("path = \"org/some-model\"\nrevision = \"v2\"\n"), "{shown}");
+    let message = place.error(&["model.path=org/some-model", "model.revision=../v2"]);
+    assert!(message.contains("model.revision is wrong: \"../v2\" is no revision"), "{message}");
     // Says that it is a directory; whether it is there is for the run to ask.
     for path in ["./none", "../none", "/none"] {
         assert!(place.load(&[&format!("model.path={path}")]).is_ok(), "{path}");

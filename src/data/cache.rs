@@ -285,9 +285,9 @@ impl Cache {
 
 const UNFINISHED: &str = "part";
 
-/// The SHA-256 of a small file.
-pub fn small_file(path: &Path) -> Result<Sha> {
-    Ok(Sha256::digest(std::fs::read(path).map_err(|e| Error::io(path, e))?).into())
+/// The SHA-256 of what is in memory.
+pub fn sha256(bytes: &[u8]) -> Sha {
+    Sha256::digest(bytes).into()
 }
 
 pub fn hex(bytes: &[u8]) -> String {

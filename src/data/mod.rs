@@ -17,6 +17,7 @@ pub mod settings;
 pub mod slices;
 pub mod tokenize;
 pub mod tokens;
+mod vocabulary;
 mod words;
 
 pub use dataset::{Batch, Dataset, Targets, split_fraction};

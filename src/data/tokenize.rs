@@ -2,7 +2,6 @@
 //! `longest_first`, never padded.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -10,15 +9,16 @@ use tokenizers::{Encoding, ModelWrapper};
 
 use super::example::Example;
 use super::tokens::{Arrays, Piece, Seen, Tokens};
+use super::vocabulary::tokenizer_json;
 use super::words::{Ids, Near, Word, Words, words};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, guarded};
 
 /// Rows between two reports of progress, which is also how long an interruption may wait.
 const CHUNK_ROWS: usize = 1024;
 /// Rows that one thread encodes together.
 const PIECE_ROWS: usize = 64;
 
-/// A model directory's `tokenizer.json`.
+/// A model directory's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     file: PathBuf,
@@ -41,21 +41,13 @@ enum Part {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in a model directory. Truncation and padding of its own are dropped: MiniLM's pads every
+    /// Reads the tokenizer of a model directory, see [`Self::json`]. Truncation and padding of its own are dropped: MiniLM's pads every
     /// row to 128.
     ///
     /// # Errors
     /// When the file is missing, not a tokenizer, or adds no special tokens.
     pub fn load(model_dir: impl AsRef<Path>) -> Result<Self> {
-        let file = Self::file(model_dir);
-        let bytes = std::fs::read(&file).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::in_file(
-                &file,
-                "there is no such file; a model directory needs it (vocab.txt alone is not read so far: save it with \
-                 AutoTokenizer.from_pretrained(…).save_pretrained(…))",
-            ),
-            _ => Error::io(&file, e),
-        })?;
+        let (file, bytes) = Self::json(model_dir)?;
         let wrong = |reason: String| Error::in_file(&file, format!("this is not a valid tokenizer: {reason}"));
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(wrong)?;
         inner.with_padding(None);
@@ -78,9 +70,23 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The file that [`Self::load`] reads.
-    pub fn file(model_dir: impl AsRef<Path>) -> PathBuf {
-        model_dir.as_ref().join("tokenizer.json")
+    /// A directory's `tokenizer.json`, or what it would hold by the vocabulary that is there instead, and the file's name for
+    /// messages.
+    ///
+    /// # Errors
+    /// When there is neither.
+    pub fn json(model_dir: impl AsRef<Path>) -> Result<(PathBuf, Vec<u8>)> {
+        let dir = model_dir.as_ref();
+        let file = dir.join("tokenizer.json");
+        match std::fs::read(&file) {
+            Ok(bytes) => Ok((file, bytes)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let bytes = tokenizer_json(dir)?;
+                let found = ["vocab.txt", "vocab.json"].map(|name| dir.join(name)).into_iter().find(|f| f.is_file());
+                Ok((found.unwrap_or(file), bytes))
+            }
+            Err(e) => Err(Error::io(&file, e)),
+        }
     }
 
     /// Ids that the tokenizer knows, added tokens included.
@@ -372,17 +378,6 @@ impl<'e> Gathered<'e> {
     }
 }
 
-/// Runs a call of the tokenizers crate, which can panic on a crafted `tokenizer.json`, and gives the reason if it fails.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            Err(text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked").to_owned())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde::Deserialize;
@@ -538,7 +533,7 @@ mod tests {
     fn bad_files_are_named() {
         let dir = tempfile::tempdir().unwrap();
         let message = load_error(&dir);
-        assert!(message.contains("tokenizer.json: there is no such file"), "{message}");
+        assert!(message.contains("tokenizer.json: there is no tokenizer.json, and no vocab.txt"), "{message}");
         for bytes in [&b""[..], b"{\"version\": \"1.0\", \"added", b"[]", b"\xff\xfe", b"null"] {
             let message = load_error(&directory(bytes));
             assert!(message.contains("tokenizer.json: this is not a valid tokenizer: "), "{message}");

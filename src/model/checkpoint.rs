@@ -1,6 +1,7 @@
-//! Reading a Hugging Face model directory: `config.json` and `model.safetensors`, every tensor accounted for.
+//! Reading a Hugging Face model directory: `config.json` and the weights, every tensor accounted for.
 
 use super::Task;
+use super::weights::{Stored, WeightFiles};
 use crate::data::config::TaskKind;
 use crate::encoders::names::{candidates, is_buffer};
 use crate::encoders::{EncoderConfig, FAMILIES};
@@ -8,11 +9,9 @@ use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Spec};
 use crate::rng::normal;
 use half::{bf16, f16};
-use memmap2::Mmap;
 use rayon::prelude::*;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::Dtype;
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// A model directory, opened and checked.
@@ -21,8 +20,8 @@ pub struct Pretrained {
     dir: PathBuf,
     json: serde_json::Value,
     config: EncoderConfig,
-    file: PathBuf,
-    map: Mmap,
+    weights: WeightFiles,
+    hub: Option<(String, String)>,
 }
 
 /// Where each of the model's tensors came from.
@@ -61,21 +60,18 @@ impl Pretrained {
         }
         let json = read_json(&dir.join("config.json"))?;
         let config = EncoderConfig::from_json(&json, &dir.join("config.json"))?;
-        let file = dir.join("model.safetensors");
-        if !file.is_file() {
-            let other = ["model.safetensors.index.json", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"];
-            let found = other.into_iter().find(|f| dir.join(f).is_file());
-            let hint = found
-                .map_or_else(String::new, |f| format!("; {f} is there, but this version reads model.safetensors only"));
-            return Err(Error::in_file(dir, format!("has no model.safetensors{hint}")));
-        }
-        let opened = File::open(&file).map_err(|e| Error::io(&file, e))?;
-        // SAFETY: the map is read-only; that nobody rewrites a model file in place while it is open is the same assumption that
-        // every safetensors reader makes.
-        let map = unsafe { Mmap::map(&opened) }.map_err(|e| Error::io(&file, e))?;
-        let this = Self { dir: dir.into(), json, config, file, map };
-        this.tensors()?;
-        Ok(this)
+        let weights = WeightFiles::open(dir)?;
+        Ok(Self { dir: dir.into(), json, config, weights, hub: None })
+    }
+
+    /// Remembers which model of the hub the directory is a copy of.
+    pub fn of_hub(self, id: &str, commit: &str) -> Self {
+        Self { hub: Some((id.into(), commit.into())), ..self }
+    }
+
+    /// Id and commit of the model of the hub that this is.
+    pub fn hub(&self) -> Option<(&str, &str)> {
+        self.hub.as_ref().map(|(id, commit)| (id.as_str(), commit.as_str()))
     }
 
     pub fn dir(&self) -> &Path {
@@ -114,10 +110,10 @@ impl Pretrained {
     pub fn task(&self) -> Result<Task> {
         let labels = self.labels()?;
         let classifier = &self.config.pooling.out;
-        let outputs = self.tensors()?.tensor(&format!("{classifier}.weight")).ok().map(|t| t.shape().to_vec());
-        let Some(&[outputs, _]) = outputs.as_deref() else {
+        let weight = self.weights.get(&format!("{classifier}.weight"));
+        let Some(&[outputs, _]) = weight.map(|w| w.shape) else {
             return Err(Error::in_file(
-                &self.file,
+                self.weights.path(),
                 "has no classifier: train the model first, or give a fine-tuned one",
             ));
         };
@@ -142,29 +138,20 @@ impl Pretrained {
         Error::in_file(self.dir.join("config.json"), message)
     }
 
-    fn tensors(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.map).map_err(|e| {
-            Error::in_file(&self.file, format!("is not a whole safetensors file ({e}); copy or download it again"))
-        })
-    }
-
     /// The arena's values for `layout`.
     pub(super) fn weights(&self, layout: &Layout, task: &Task, seed: u64) -> Result<(Vec<f32>, LoadReport)> {
-        let tensors = self.tensors()?;
-        let names: HashSet<&str> = tensors.names().into_iter().collect();
+        let names: HashSet<&str> = self.weights.names().collect();
         let mut report = LoadReport::default();
         let (mut used, mut missing, mut places) = (HashSet::new(), vec![], vec![]);
-        let keep_classifier = self.classifier_fits(task, &tensors)?;
+        let keep_classifier = self.classifier_fits(task)?;
         for spec in layout.specs() {
             let classifier = spec.name.starts_with(&self.config.pooling.out);
-            let found =
-                candidates(&spec.name, self.config.names.prefix).into_iter().find(|n| names.contains(n.as_str()));
-            used.extend(found.clone());
+            let found = candidates(&spec.name, self.config.names.prefix).iter().find_map(|n| self.weights.get(n));
+            used.extend(found.map(|t| t.name));
             match found {
-                Some(name) if !classifier || keep_classifier => {
-                    let view = tensors.tensor(&name).map_err(|e| Error::in_file(&self.file, e.to_string()))?;
-                    self.check_shape(&view, &name, spec)?;
-                    places.push((spec, Some((name, view))));
+                Some(tensor) if !classifier || keep_classifier => {
+                    check_shape(&tensor, spec)?;
+                    places.push((spec, Some(tensor)));
                     report.loaded += 1;
                 }
                 _ => {
@@ -184,31 +171,21 @@ impl Pretrained {
         for (spec, source) in places {
             let to = &mut arena[spec.range()];
             match source {
-                Some((name, view)) => self.copy(&view, &name, to)?,
+                Some(tensor) => copy(&tensor, to)?,
                 None => initialise(to, spec, seed, self.config.initializer_range),
             }
         }
         report.unused = names.iter().filter(|n| !used.contains(**n) && !is_buffer(n)).map(|n| n.to_string()).collect();
         report.unused.sort();
-        self.forget_pages();
+        self.weights.forget_pages();
         Ok((arena, report))
-    }
-
-    /// Gives back the memory of the file's pages; they are read again should anybody ask.
-    fn forget_pages(&self) {
-        #[cfg(unix)]
-        {
-            // SAFETY: dropping pages of a read-only map of a file loses nothing.
-            let advised = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-            drop(advised); // a refusal costs memory only
-        }
     }
 
     /// Whether the checkpoint's classifier answers the task's question: as many outputs, and the same labels where the
     /// checkpoint names them.
-    fn classifier_fits(&self, task: &Task, tensors: &SafeTensors<'_>) -> Result<bool> {
-        let Ok(weight) = tensors.tensor(&format!("{}.weight", self.config.pooling.out)) else { return Ok(false) };
-        if weight.shape() != [task.outputs(), self.config.layer.hidden] {
+    fn classifier_fits(&self, task: &Task) -> Result<bool> {
+        let Some(weight) = self.weights.get(&format!("{}.weight", self.config.pooling.out)) else { return Ok(false) };
+        if weight.shape != [task.outputs(), self.config.layer.hidden] {
             return Ok(false);
         }
         let Some(labels) = self.labels()? else { return Ok(true) };
@@ -228,40 +205,37 @@ impl Pretrained {
         };
         let supported = FAMILIES.join(", ");
         Error::in_file(
-            &self.file,
+            self.weights.path(),
             format!("{} tensors are missing, such as {shown}: {why} (supported families: {supported})", missing.len()),
         )
     }
+}
 
-    fn check_shape(&self, view: &TensorView<'_>, name: &str, spec: &Spec) -> Result<()> {
-        if view.shape() == spec.shape {
-            return Ok(());
-        }
-        let message = format!("tensor {name} has shape {:?}, config.json says {:?}", view.shape(), spec.shape);
-        Err(Error::in_file(&self.file, message))
+fn check_shape(tensor: &Stored<'_>, spec: &Spec) -> Result<()> {
+    if tensor.shape == spec.shape {
+        return Ok(());
     }
+    let message = format!("tensor {} has shape {:?}, config.json says {:?}", tensor.name, tensor.shape, spec.shape);
+    Err(Error::in_file(tensor.file, message))
+}
 
-    /// Widens a tensor to f32 into its place of the same length, on all threads: most of the time goes to first touches of
-    /// memory.
-    fn copy(&self, view: &TensorView<'_>, name: &str, to: &mut [f32]) -> Result<()> {
-        let bad = match view.dtype() {
-            Dtype::F32 => widen(view.data(), to, f32::from_le_bytes),
-            Dtype::F16 => widen(view.data(), to, |b| f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => widen(view.data(), to, |b| bf16::from_le_bytes(b).to_f32()),
-            other => {
-                return Err(Error::in_file(
-                    &self.file,
-                    format!("tensor {name} is {other:?}; expected F32, F16 or BF16"),
-                ));
-            }
-        };
-        match bad {
-            Some(i) => Err(Error::in_file(
-                &self.file,
-                format!("tensor {name} holds {} at element {i}; the file is damaged", to[i]),
-            )),
-            None => Ok(()),
+/// Widens a tensor to f32 into its place of the same length, on all threads: most of the time goes to first touches of
+/// memory.
+fn copy(tensor: &Stored<'_>, to: &mut [f32]) -> Result<()> {
+    let Stored { name, data, file, .. } = *tensor;
+    let bad = match tensor.dtype {
+        Dtype::F32 => widen(data, to, f32::from_le_bytes),
+        Dtype::F16 => widen(data, to, |b| f16::from_le_bytes(b).to_f32()),
+        Dtype::BF16 => widen(data, to, |b| bf16::from_le_bytes(b).to_f32()),
+        other => {
+            return Err(Error::in_file(file, format!("tensor {name} is {other:?}; expected F32, F16 or BF16")));
         }
+    };
+    match bad {
+        Some(i) => {
+            Err(Error::in_file(file, format!("tensor {name} holds {} at element {i}; the file is damaged", to[i])))
+        }
+        None => Ok(()),
     }
 }
 

@@ -2,9 +2,11 @@
 
 use super::checkpoint::read_json;
 use super::{Model, Pretrained};
+use crate::data::Tokenizer;
 use crate::data::config::{Column, DataConfig, Format, TaskKind};
 use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::error::{Error, Result};
+use crate::hub::files::TOKENIZER_FILES;
 use crate::ops::with_values;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -85,19 +87,6 @@ impl BertftJson {
     }
 }
 
-/// Files that go along unchanged when the source has them.
-const TOKENIZER_FILES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-];
-
 impl Model {
     /// Writes the model as a Hugging Face directory at `dir`, replacing what is there only once all is written. Tokenizer
     /// files come from `source`, the directory that training started from.
@@ -111,10 +100,11 @@ impl Model {
             let from = source.dir().join(name);
             if from.is_file() {
                 std::fs::copy(&from, new.join(name)).map_err(|e| Error::write(new.join(name), e))?;
-            } else if *name == "tokenizer.json" {
-                return Err(Error::in_file(&from, "is gone since the run began; the model needs it"));
             }
         }
+        // Made from the vocabulary where the source has none.
+        let (_, tokenizer) = Tokenizer::json(source.dir())?;
+        std::fs::write(new.join("tokenizer.json"), tokenizer).map_err(|e| Error::write(&new, e))?;
         extra.write(&new)?;
         let card = self.model_card(source, extra);
         std::fs::write(new.join("README.md"), card).map_err(|e| Error::write(new.join("README.md"), e))?;
@@ -167,14 +157,16 @@ impl Model {
     }
 
     fn model_card(&self, source: &Pretrained, extra: &BertftJson) -> String {
-        let base = source.dir().file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let directory = || source.dir().file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let base = source.hub().map_or_else(directory, |(id, _)| id.to_owned());
+        let base_model = source.hub().map_or_else(String::new, |(id, _)| format!("base_model: {id}\n"));
         let what = match self.task().kind {
             TaskKind::Classification => format!("one of {} labels", self.task().labels.len()),
             TaskKind::Regression => "a number".into(),
         };
         let kind = if extra.text_pair.is_some() { "a pair of texts" } else { "a text" };
         format!(
-            "---\nlibrary_name: transformers\npipeline_tag: text-classification\ntags:\n- bertft\n---\n\n# {} of {base}\n\n\
+            "---\n{base_model}library_name: transformers\npipeline_tag: text-classification\ntags:\n- bertft\n---\n\n# {} of {base}\n\n\
              Fine-tuned with bertft {}: predicts {what} for {kind} of up to {} tokens.\n\n\
              ```python\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
              model = AutoModelForSequenceClassification.from_pretrained(\".\")\n\

@@ -143,6 +143,8 @@ impl Event {
 /// The work that a progress bar follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// `done` and `total` count bytes.
+    Download,
     /// `done` and `total` count rows.
     Tokenise,
     /// `done` and `total` count optimizer steps.
@@ -162,6 +164,13 @@ pub struct Progress {
     pub learning_rate: f64,
     /// Real tokens per second of training so far (0 when unknown).
     pub tokens_per_second: f64,
+}
+
+impl Progress {
+    /// Of a phase that is no training.
+    pub fn counted(phase: Phase, done: u64, total: u64) -> Self {
+        Self { phase, done, total, loss: f64::NAN, learning_rate: 0.0, tokens_per_second: 0.0 }
+    }
 }
 
 /// Who listens to a run: the terminal, the JSON stream, or nobody (tests).

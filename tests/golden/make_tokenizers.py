@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Golden fixtures of tokenizers: directories as people have them, with the ids that transformers gives.
+
+Run by hand: python tests/golden/make_tokenizers.py. Deterministic. With vocabularies and texts from outside it makes a
+larger set for the ignored test of tests/tokenizers.rs:
+
+    python tests/golden/make_tokenizers.py --out DIR --vocab vocab.txt --texts texts.txt [--rows 10000]
+"""
+import argparse
+import json
+import pathlib
+import shutil
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+HERE = pathlib.Path(__file__).parent
+TEXTS = """The café's Résumé was naïve, and the Coffee tasted well-made.
+THE COFFEE WAS NOT GOOD!
+unbelievably  good\tservice\u00a0here
+这家酒店的服务很好，the room was 干净 too
+ﬁne ﬀ ½ Å Å straße İstanbul ΣΊΣΥΦΟΣ
+[MASK] and [SEP] are special, <mask> <s> too
+a <ent> b<ent>c New York is <ENT>
+don't can't we'll it's 3,14 and 2024-11-28 #42
+emoji 😀👍🏽 and zero\u200bwidth \u2028 line \ufffd \x07bell
+
+    leading and trailing
+supercalifragilisticexpialidocious good goods goodness
+naive cafe resume ΕΛΛΗΝΙΚΑ русский язык हिन्दी العربية 日本語 한국어 Tiếng Việt""".split("\n")
+PIECES = """the a of and was not good well made coffee service room here unbelievable ##ly ##s ##ness is are too special new york
+cafe café resume résumé naive naïve The Coffee THE COFFEE NOT GOOD super ##cali ##fra ##gil don can we it ' t s ll 3 14 2024 11 28
+, . ! - # 42 [ ] < > MASK mask SEP sep ent ENT b c 这 家 酒 店 的 服 务 很 好 干 净 ， i ##st ##an ##bul İstanbul fine ff å Å
+tieng viet tiếng việt ##1 ##2 e ##m ##o ##j ##i and trailing leading""".split()
+BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MPNET = ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"]
+
+
+def write(path, value):
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def flags(content, **other):
+    return dict(content=content, lstrip=False, normalized=False, rstrip=False, single_word=False) | other
+
+
+def wordpiece(pieces):
+    """BERT's vocabulary, and the settings that change what it does."""
+    bert = dict(model_type="bert"), pieces
+    mpnet = dict(model_type="mpnet"), MPNET + [p for p in pieces if p not in BERT + MPNET]
+    yield "bert_uncased", *bert, {}
+    yield "bert_cased", *bert, dict(config=dict(do_lower_case=False, tokenizer_class="BertTokenizer"))
+    yield "bert_accents", *bert, dict(config=dict(do_lower_case=True, strip_accents=False))
+    yield "bert_cased_no_accents", *bert, dict(config=dict(do_lower_case=False, strip_accents=True))
+    yield "bert_chinese_whole", *bert, dict(config=dict(tokenize_chinese_chars=False, do_lower_case=True))
+    yield "bert_added", *bert, dict(
+        config=dict(do_lower_case=True, tokenizer_class="BertTokenizerFast"),
+        special_tokens_map=dict(cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]",
+                                mask_token=flags("[MASK]", lstrip=True), additional_special_tokens=["<ent>"]),
+        added_tokens={"New York": len(pieces), "<ent>": len(pieces) + 1})
+    yield "bert_decoder", *bert, dict(config=dict(
+        do_lower_case=False, cls_token="<ent>", sep_token="[SEP]", additional_special_tokens=["<ENT>"],
+        added_tokens_decoder={str(len(pieces) + 1): flags("New York", normalized=True, special=False),
+                              str(len(pieces)): flags("<ent>", special=True),
+                              str(pieces.index("[SEP]")): flags("[SEP]", special=True)}))
+    yield "mpnet", *mpnet, dict(config=dict(do_lower_case=True, tokenizer_class="MPNetTokenizer"))
+
+
+def trained(model, trainer, texts, **parts):
+    tokenizer = Tokenizer(model)
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def byte_level(texts, size):
+    """RoBERTa's: every byte is a character."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False,
+                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    return trained(models.BPE(), trainer, texts, pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False))
+
+
+def unigram(texts, size):
+    """XLM-RoBERTa's: SentencePiece as tokenizer.json has it."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer = trained(models.Unigram(), trainer, texts, pre_tokenizer=pre_tokenizers.Metaspace(),
+                        normalizer=normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("  ", " ")]))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    return tokenizer
+
+
+def expect(folder, rows, max_length):
+    """The ids of single rows, and of each row with the next as its pair."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.is_fast
+    settings = dict(truncation="longest_first", max_length=max_length, return_token_type_ids=True)
+    single, pair = tokenizer(rows, **settings), tokenizer(rows, rows[1:] + rows[:1], **settings)
+    types = [all(t == 0 for row in e["token_type_ids"] for t in row) for e in (single, pair)]
+    assert types[0], "single rows are of type 0"
+    expected = dict(max_length=max_length, texts=rows, single=single["input_ids"], pair=pair["input_ids"],
+                    pair_types=[] if types[1] else pair["token_type_ids"])
+    write(folder / "expected.json", json.dumps(expected, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "fixtures/tokenizers")
+    parser.add_argument("--vocab", type=pathlib.Path)
+    parser.add_argument("--texts", type=pathlib.Path)
+    parser.add_argument("--rows", type=int, default=10_000)
+    args = parser.parse_args()
+    pieces = args.vocab.read_text("utf-8").rstrip("\n").split("\n") if args.vocab else BERT + PIECES
+    texts = args.texts.read_text("utf-8").split("\n")[: args.rows] if args.texts else TEXTS
+    max_length = 128 if args.texts else 24
+    shutil.rmtree(args.out, ignore_errors=True)
+    for name, config, vocab, files in wordpiece(pieces):
+        folder = args.out / name
+        folder.mkdir(parents=True)
+        write(folder / "config.json", config)
+        write(folder / "vocab.txt", "".join(p + "\n" for p in vocab))
+        for part, value in files.items():
+            write(folder / f"{'tokenizer_' if part == 'config' else ''}{part}.json", value)
+        expect(folder, texts, max_length)
+    bpe = byte_level(texts, 20_000 if args.texts else 320)
+    for name, config in [("roberta", {}), ("roberta_prefix", dict(add_prefix_space=True, tokenizer_class="RobertaTokenizer"))]:
+        folder = args.out / name
+        folder.mkdir(parents=True)
+        bpe.model.save(str(folder))
+        write(folder / "config.json", dict(model_type="roberta"))
+        if config:
+            write(folder / "tokenizer_config.json", config)
+        expect(folder, texts, max_length)
+    folder = args.out / "unigram"
+    folder.mkdir()
+    unigram(texts, 8_000 if args.texts else 300).save(str(folder / "tokenizer.json"))
+    write(folder / "tokenizer_config.json", dict(
+        tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
+        unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"))
+    expect(folder, texts, max_length)
+    size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
+    print(f"{args.out}: {size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
