@@ -47,8 +47,8 @@ fn tensors() -> HashMap<String, Tensor> {
 #[test]
 fn all_formats_give_the_same_model() {
     let whole = load(&fixture("roberta", "model")).unwrap();
-    for name in ["formats/new.bin", "formats/old.bin"] {
-        let file = fixture(name, "");
+    for name in ["new.bin", "old.bin"] {
+        let file = fixture("formats", name);
         let dir = directory(&[("pytorch_model.bin", &file)]);
         assert_eq!(load(dir.path()).unwrap(), whole, "{name}");
     }
@@ -94,7 +94,7 @@ fn shards_are_one_model() {
     );
 
     // Both containers of torch.save as shards of one model.
-    let (new, old) = (fixture("formats/new.bin", ""), fixture("formats/old.bin", ""));
+    let (new, old) = (fixture("formats", "new.bin"), fixture("formats", "old.bin"));
     let dir = directory(&[("pytorch_model-1.bin", &new), ("pytorch_model-2.bin", &old)]);
     let text = index(&|name| format!("pytorch_model-{}.bin", 1 + name.len() % 2));
     std::fs::write(dir.path().join("pytorch_model.bin.index.json"), text).unwrap();

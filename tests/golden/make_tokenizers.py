@@ -114,7 +114,7 @@ def main():
     parser.add_argument("--texts", type=pathlib.Path)
     parser.add_argument("--rows", type=int, default=10_000)
     args = parser.parse_args()
-    pieces = args.vocab.read_text("utf-8").rstrip("\n").split("\n") if args.vocab else BERT + PIECES
+    pieces = args.vocab.read_text("utf-8").rstrip("\n").split("\n") if args.vocab else BERT + list(dict.fromkeys(PIECES))
     texts = args.texts.read_text("utf-8").split("\n")[: args.rows] if args.texts else TEXTS
     max_length = 128 if args.texts else 24
     shutil.rmtree(args.out, ignore_errors=True)
