@@ -111,7 +111,7 @@ impl SparseRows {
     /// The marked rows as ascending ranges of the arena.
     fn ranges(&self, marks: &[bool]) -> Vec<Range<usize>> {
         if self.all {
-            return vec![self.start..self.start + marks.len() * self.width];
+            return std::iter::once(self.start..self.start + marks.len() * self.width).collect();
         }
         let mut out: Vec<Range<usize>> = vec![];
         for row in (0..marks.len()).filter(|&r| marks[r]) {
