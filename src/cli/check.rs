@@ -148,7 +148,7 @@ fn needs(
     ui: &mut Ui,
 ) -> Result<(Memory, Timing)> {
     let device = globals.device()?;
-    let (precision, note) = config.train.precision.here();
+    let (precision, note) = config.train.precision.on(&device);
     if let Some(message) = note {
         ui.event(&Event::Warning { message });
     }

@@ -3,6 +3,7 @@
 use super::Globals;
 use super::ui::Ui;
 use crate::data::cache::directory;
+use crate::device::driver::{Driver, Missing, driver, usable};
 use crate::error::Result;
 use crate::hub::Settings;
 use crate::ops::cpu::{Level, has_amx, has_avx512_bf16, level};
@@ -26,13 +27,18 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let features = cpu_features();
     let cache = directory();
     let models = Settings::from_env(globals.offline)?.cache;
+    let cuda = cuda();
     if ui.is_json() {
         let has: serde_json::Map<_, _> = features.iter().map(|(name, has)| (name.to_string(), json!(has))).collect();
         return ui.out_json(&json!({
             "event": "info",
             "version": version,
             "target": target,
-            "devices": ["cpu"],
+            "devices": devices(&cuda),
+            "cuda": {
+                "gpus": cuda.as_ref().map_or(&[][..], |driver| &driver.gpus),
+                "missing": cuda.as_ref().err().map(ToString::to_string),
+            },
             "device": globals.device,
             "cpu_features": has,
             "kernels": kernels(),
@@ -45,13 +51,16 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         features.iter().map(|(name, has)| format!("{name} {}", if *has { "yes" } else { "no" })).collect();
     ui.out(&format!(
         "version       {version} ({target})\n\
-         devices       cpu (this build has no CUDA); chosen: {}\n\
+         devices       {}; chosen: {}\n\
+         CUDA          {}\n\
          CPU features  {}\n\
          kernels       {}; bf16 products by {}\n\
          threads       {}\n\
          cache         {}\n\
          models        {}",
+        devices(&cuda).join(", "),
         globals.device,
+        cuda.map_or_else(|why| format!("not used: {why}"), |driver| driver.gpus.join(", ")),
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
         kernels(),
         bf16_engine().map_or("none, computed in f32", Bf16Engine::name),
@@ -65,6 +74,16 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             |dir| format!("{} (of the hub)", dir.display())
         ),
     ))
+}
+
+/// What the driver says, where the GPUs can be used.
+fn cuda() -> Result<Driver, Missing> {
+    if cfg!(feature = "cuda") { driver() } else { usable().map(|found| found.driver) }
+}
+
+fn devices(cuda: &Result<Driver, Missing>) -> Vec<String> {
+    let gpus = cuda.as_ref().map_or(0, |driver| driver.gpus.len());
+    std::iter::once("cpu".to_owned()).chain((0..gpus).map(|i| format!("cuda:{i}"))).collect()
 }
 
 /// The instruction set that the fused loops use.

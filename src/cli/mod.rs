@@ -4,6 +4,7 @@ pub mod check;
 pub mod completions;
 pub mod config;
 pub mod eval;
+mod handover;
 pub mod info;
 mod init;
 pub mod man;
@@ -49,7 +50,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Globals {
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (a GPU if one can be used), cpu, cuda or cuda:N
     #[arg(long, global = true, value_name = "DEVICE", env = "BERTFT_DEVICE", default_value = "auto")]
     pub device: String,
     /// CPU threads [default: RAYON_NUM_THREADS, else as many as the machine offers]
@@ -94,6 +95,13 @@ pub enum Command {
     Info(info::InfoArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
+}
+
+impl Command {
+    /// Whether the command runs a model.
+    fn computes(&self) -> bool {
+        matches!(self, Self::Train(_) | Self::Check(_) | Self::Eval(_) | Self::Predict(_))
+    }
 }
 
 /// How `eval` and `predict` read rows. What is not given comes from the model's `bertft.json`.
@@ -155,6 +163,22 @@ impl InputArgs {
     }
 }
 
+/// The whole program: parses the command line, runs the command, shows the error; gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    let mut ui = Ui::new(cli.globals.json, cli.globals.quiet);
+    match run(&cli, &mut ui) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui.error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
 /// The command line; `Err` holds the exit code when there is nothing to run: help was shown, or the usage is wrong.
 pub fn parse() -> Result<Cli, ExitCode> {
     Cli::try_parse().map_err(|e| {
@@ -182,6 +206,9 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
     if let Err(other) = asked_level() {
         let names: Vec<_> = Level::NAMES.iter().map(|(name, _)| *name).collect();
         return Err(Error::input(format!("{LEVEL_VARIABLE} is {other:?}; expected one of {}", names.join(", "))));
+    }
+    if cli.command.computes() {
+        handover::to_cuda(&cli.globals.device)?;
     }
     start_threads(cli.globals.threads())?;
     match &cli.command {

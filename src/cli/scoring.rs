@@ -43,11 +43,11 @@ impl Scoring {
         };
         check_max_length(&pretrained, max_length, "--max-length")?;
         let tokenizer = Tokenizer::load(&dir)?;
-        let (precision, note) = input.precision.unwrap_or(Precision::F32).here();
+        let device = globals.device()?;
+        let (precision, note) = input.precision.unwrap_or(Precision::F32).on(&device);
         if let Some(message) = note {
             ui.event(&Event::Warning { message });
         }
-        let device = globals.device()?;
         let space = Space { dtype: precision.dtype(), device: &device };
         let (model, report) = Model::load(&pretrained, pretrained.task()?, 0, space)?;
         if !report.initialised.is_empty() {

@@ -8,7 +8,7 @@ use crate::data::cache::{Content, hex};
 use crate::data::config::EvalSource;
 use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Dataset, Targets};
-use crate::device::name as device_name;
+use crate::device::{is_out_of_memory, name as device_name};
 use crate::error::{Error, Result};
 use crate::metrics::threshold::Criterion;
 use crate::model::{BertftJson, Model};
@@ -81,7 +81,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         e => e,
     })?;
     let seed = config.train.seed;
-    let (precision, note) = config.train.precision.here();
+    let (precision, note) = config.train.precision.on(&device);
     let space = Space { dtype: precision.dtype(), device: &device };
     let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
     model.freeze(&config.train.freeze)?;
@@ -149,7 +149,8 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         reporter: ui,
         started,
     }
-    .run(state)?;
+    .run(state)
+    .map_err(|e| out_of_memory(e, &memory, &config.train))?;
     Closing { config: &config, prepared: &prepared, run: &run, model, outcome, extra, log, ui }.finish()
 }
 
@@ -256,6 +257,28 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
     format!("\nNext:\n  bertft eval --model {model} --data {data}\n  {predict}")
 }
 
+/// What to do when a device had too little memory; other errors as they are.
+fn out_of_memory(error: Error, memory: &Estimate, config: &TrainConfig) -> Error {
+    if !matches!(&error, Error::Candle(e) if is_out_of_memory(e)) {
+        return error;
+    }
+    let recompute = if config.gradient_checkpointing { "" } else { ", or set train.gradient_checkpointing = true" };
+    let batch = match (config.batch_tokens, config.batch_size) {
+        (None, Some(rows)) if rows > 1 => format!(
+            "train.batch_size = {} with train.gradient_accumulation_steps = {}",
+            rows / 2,
+            2 * config.gradient_accumulation_steps
+        ),
+        (Some(tokens), _) => format!("train.batch_tokens = {}", (tokens / 2).max(1)),
+        _ => "a smaller model".into(),
+    };
+    let needed = memory.device_bytes as f64 / 1e9;
+    Error::Failed(format!(
+        "the GPU has too little free memory: training takes about {needed:.1} GB of it, beside what others hold \
+         (nvidia-smi tells); try {batch}{recompute}, or lower data.max_length"
+    ))
+}
+
 /// Said when the run will not fit the memory that is free.
 fn memory_warning(memory: &Estimate, config: &TrainConfig) -> Option<String> {
     let free = available_bytes()?;
@@ -355,4 +378,25 @@ fn manifest(config: &RunConfig, prepared: &Prepared, globals: &Globals, device: 
     }
     let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Failed(e.to_string()))?;
     Ok(text + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_gpu_is_told_what_to_change() {
+        let memory = Estimate { peak_rss_bytes: 0, growth_bytes: 0, device_bytes: 12_340_000_000 };
+        let config = TrainConfig { batch_size: Some(64), gradient_accumulation_steps: 2, ..TrainConfig::default() };
+        let full = || Error::Candle(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"…\")".into()));
+        let message = out_of_memory(full(), &memory, &config).to_string();
+        for words in ["12.3 GB", "train.batch_size = 32 with train.gradient_accumulation_steps = 4", "checkpointing"] {
+            assert!(message.contains(words), "{message}");
+        }
+        let config = TrainConfig { batch_tokens: Some(4096), gradient_checkpointing: true, ..config };
+        let message = out_of_memory(full(), &memory, &config).to_string();
+        assert!(message.contains("train.batch_tokens = 2048") && !message.contains("checkpointing"), "{message}");
+        let other = out_of_memory(Error::Failed("x".into()), &memory, &config);
+        assert_eq!(other.to_string(), "x");
+    }
 }

@@ -141,7 +141,7 @@ impl Embeddings {
             params.begin_window()?;
             params.zero_grad(self.tables + tables.vocab * width..self.tables + tables.rows() * width)?;
         }
-        params.touch(&index.ids.to_vec1::<u32>()?);
+        params.touch(index.ids)?;
         let shape = [tables.rows(), width];
         let (block, dblock) = (params.weight(self.tables, &shape)?, params.grad(self.tables, &shape)?);
         let space = params.space();

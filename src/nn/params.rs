@@ -6,6 +6,7 @@
 use super::workspace::Space;
 use crate::ops::adamw::{self, AdamWStep, Segment};
 use crate::ops::gemm::{Weight, keeps_packed};
+use crate::ops::on_gpu;
 use crate::ops::rows::zero_ranges;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::{Cell, RefCell};
@@ -108,11 +109,16 @@ struct SparseRows {
     window: Vec<bool>,
     /// Touched ever, so with moments that are not zero.
     ever: Vec<bool>,
+    /// Counts all rows as touched: a GPU passes over them faster than it is told which.
+    all: bool,
 }
 
 impl SparseRows {
     /// The marked rows as ascending ranges of the arena.
     fn ranges(&self, marks: &[bool]) -> Vec<Range<usize>> {
+        if self.all {
+            return std::iter::once(self.start..self.start + marks.len() * self.width).collect();
+        }
         let mut out: Vec<Range<usize>> = vec![];
         for row in (0..marks.len()).filter(|&r| marks[r]) {
             let (a, b) = (self.start + row * self.width, self.start + (row + 1) * self.width);
@@ -174,6 +180,7 @@ impl Params {
             width: s.shape[1],
             window: vec![false; s.shape[0]],
             ever: vec![false; s.shape[0]],
+            all: on_gpu(space.device),
         });
         let n = weights.len();
         let weights = Tensor::from_vec(weights, n, space.device)?;
@@ -244,7 +251,7 @@ impl Params {
 
     /// Bytes that training will touch beyond the weights: gradients and moments. Fresh arenas cost nothing
     /// until they are written, and then whole pages: of the sparse table those with a row in `touched` (ascending) count,
-    /// unless weight decay moves all rows.
+    /// unless weight decay moves all rows. A GPU has no such pages: there the arenas count.
     pub fn training_bytes(&self, touched: &[u32], page_bytes: usize, weight_decay: f64) -> usize {
         let sparse = |s: &Spec| self.sparse.as_ref().filter(|table| table.start == s.offset);
         let pages_of = |table: &SparseRows| {
@@ -252,6 +259,9 @@ impl Params {
             let pages = touched.chunk_by(|a, b| page(a) == page(b)).count();
             (pages * page_bytes).min(table.ever.len() * table.width * 4)
         };
+        if on_gpu(self.device()) {
+            return 3 * 4 * self.arena_len();
+        }
         let bytes = |s: &Spec| 4 * s.len();
         let grads: usize = self.trained().map(|s| sparse(s).map_or(bytes(s), pages_of)).sum();
         let moments: usize = if weight_decay > 0.0 { self.trained().map(bytes).sum() } else { grads };
@@ -261,7 +271,7 @@ impl Params {
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
     pub fn linear(&self, offset: usize, out: usize, inp: usize) -> Result<Weight> {
         let master = self.weight(offset, &[out, inp])?;
-        if !keeps_packed(self.dtype, self.training.is_some()) {
+        if !keeps_packed((self.dtype, self.device()), self.training.is_some()) {
             return Ok(Weight::Master(master));
         }
         let (version, mut packed) = (self.copies.version.get(), self.copies.packed.borrow_mut());
@@ -308,7 +318,7 @@ impl Params {
     pub fn restore(&mut self, which: usize, values: &Tensor) -> Result<()> {
         self.state()?[which].slice_set(values, 0, 0)?;
         self.weights_loaded();
-        if let (2, Some(s)) = (which, &mut self.sparse) {
+        if let (2, Some(s)) = (which, self.sparse.as_mut().filter(|s| !s.all)) {
             let rows = values.narrow(0, s.start, s.ever.len() * s.width)?.reshape((s.ever.len(), s.width))?;
             let touched: Vec<f32> = rows.max(1)?.to_vec1()?;
             s.ever = touched.iter().map(|&x| x != 0.0).collect();
@@ -336,14 +346,15 @@ impl Params {
         zero_ranges(&self.training()?.grads, &[range])
     }
 
-    /// Notes which rows of the sparse table a batch touches.
-    pub fn touch(&mut self, rows: &[u32]) {
-        if let Some(s) = &mut self.sparse {
-            for &r in rows {
+    /// Notes which rows of the sparse table a batch touches; the tensor is read where it matters.
+    pub fn touch(&mut self, rows: &Tensor) -> Result<()> {
+        if let Some(s) = self.sparse.as_mut().filter(|s| !s.all) {
+            for r in rows.to_vec1::<u32>()? {
                 s.window[r as usize] = true;
                 s.ever[r as usize] = true;
             }
         }
+        Ok(())
     }
 
     /// ‖gradient‖² of one parameter.
@@ -423,6 +434,10 @@ mod tests {
         }
     }
 
+    fn rows(rows: &[u32]) -> Tensor {
+        Tensor::new(rows, &Device::Cpu).unwrap()
+    }
+
     #[test]
     fn what_is_absent_has_room_and_no_name() {
         let mut layout = Layout::default();
@@ -439,7 +454,7 @@ mod tests {
         let mut p = params();
         let g = p.grad(0, &[5, 2]).unwrap();
         p.begin_window().unwrap();
-        p.touch(&[1, 2, 4]);
+        p.touch(&rows(&[1, 2, 4])).unwrap();
         g.slice_set(&Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap(), 0, 1).unwrap();
         assert_eq!(p.grad_norm().unwrap(), 2.0);
         let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 0.0, step: 1, grad_scale: 1.0 };
@@ -458,7 +473,7 @@ mod tests {
     #[test]
     fn a_checkpoint_brings_back_which_rows_have_moments() {
         let mut p = params();
-        p.touch(&[3]);
+        p.touch(&rows(&[3])).unwrap();
         p.grad(0, &[5, 2]).unwrap().slice_set(&Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap(), 0, 3).unwrap();
         let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
         p.step(step, 0.0).unwrap();

@@ -14,17 +14,19 @@ pub mod embedding;
 pub mod gated;
 pub mod gelu;
 pub mod gemm;
+#[cfg(gpu)]
+pub(crate) mod gpu;
 pub mod layer_norm;
 pub mod pool;
 pub mod real;
 pub mod rotary;
 pub mod rows;
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 use real::Real;
 use std::cell::RefCell;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 /// A source as a kernel sees it: `rows` of `cols` values, `stride` apart (a vector is one row).
 #[derive(Clone, Copy)]
@@ -35,6 +37,10 @@ pub struct Src<'a> {
     pub stride: usize,
 }
 
+#[cfg_attr(
+    all(gpu, not(feature = "cuda")),
+    allow(dead_code, reason = "the emulator takes the place of the CPU bodies")
+)]
 #[derive(Clone, Copy)]
 enum SrcData<'a> {
     F32(&'a [f32]),
@@ -83,6 +89,10 @@ pub struct Dst<'a> {
     pub stride: usize,
 }
 
+#[cfg_attr(
+    all(gpu, not(feature = "cuda")),
+    allow(dead_code, reason = "the emulator takes the place of the CPU bodies")
+)]
 enum DstData<'a> {
     F32(&'a mut [f32]),
     Bf16(&'a mut [bf16]),
@@ -130,6 +140,16 @@ pub trait Kernel {
     fn name(&self) -> &'static str;
     /// Runs on the CPU, on all threads of the current rayon pool.
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()>;
+    /// Asks a CUDA device for the same.
+    #[cfg(gpu)]
+    fn cuda(&self, _gpu: &gpu::Gpu<'_>, _dst: &[gpu::View], _src: &[gpu::View]) -> Result<()> {
+        bail!("{} has no CUDA kernel yet; compute with --device cpu", self.name())
+    }
+}
+
+/// Whether ops over tensors of this device run their CUDA bodies: there, or on every device when CUDA is emulated.
+pub fn on_gpu(device: &Device) -> bool {
+    cfg!(all(gpu, not(feature = "cuda"))) || device.is_cuda()
 }
 
 /// `(range, rows, cols, stride)` of a vector or a matrix whose last dimension is dense.
@@ -150,8 +170,31 @@ fn storage_address(t: &Tensor) -> Option<usize> {
         Storage::Cpu(CpuStorage::F32(v)) => Some(v.as_ptr() as usize),
         Storage::Cpu(CpuStorage::BF16(v)) => Some(v.as_ptr() as usize),
         Storage::Cpu(CpuStorage::U32(v)) => Some(v.as_ptr() as usize),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(s) => cuda_address(s).ok().map(|(at, _)| at as usize),
         _ => None,
     }
+}
+
+/// Where a CUDA tensor's storage begins, and its format.
+#[cfg(feature = "cuda")]
+fn cuda_address(storage: &candle_core::CudaStorage) -> Result<(u64, DType)> {
+    use candle_core::cuda_backend::CudaStorageSlice;
+    use candle_core::cuda_backend::cudarc::driver::DevicePtr;
+    let stream = storage.device.cuda_stream();
+    Ok(match &storage.slice {
+        CudaStorageSlice::F32(s) => (s.device_ptr(&stream).0, DType::F32),
+        CudaStorageSlice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
+        CudaStorageSlice::U32(s) => (s.device_ptr(&stream).0, DType::U32),
+        _ => bail!("a kernel takes f32, bf16 and u32"),
+    })
+}
+
+/// What a CUDA body sees of a storage that begins at `start`.
+#[cfg(gpu)]
+fn gpu_view((start, dtype): (u64, DType), layout: &Layout) -> Result<gpu::View> {
+    let (range, rows, cols, stride) = matrix(layout)?;
+    Ok(gpu::View { at: start + (range.start * dtype.size_in_bytes()) as u64, dtype, rows, cols, stride })
 }
 
 /// Hands the values of a dense f32 tensor to `f`, without a copy if they are in this machine's memory.
@@ -174,7 +217,14 @@ pub fn launch(kernel: &dyn Kernel, dst: &[&Tensor], src: &[&Tensor]) -> Result<(
         }
     }
     let Some((first, rest)) = dst.split_first() else { bail!("{}: no destination", kernel.name()) };
-    first.inplace_op1(&Launch { kernel, rest, src, locked: RefCell::new(Vec::new()) })
+    first.inplace_op1(&Launch {
+        kernel,
+        rest,
+        src,
+        locked: RefCell::default(),
+        #[cfg(feature = "cuda")]
+        views: RefCell::default(),
+    })
 }
 
 /// One destination is locked per level of recursion; the innermost level runs the kernel.
@@ -183,6 +233,9 @@ struct Launch<'a> {
     rest: &'a [&'a Tensor],
     src: &'a [&'a Tensor],
     locked: RefCell<Vec<RawDst>>,
+    /// Instead of these, on a device.
+    #[cfg(feature = "cuda")]
+    views: RefCell<Vec<gpu::View>>,
 }
 
 #[derive(Clone, Copy)]
@@ -214,10 +267,74 @@ impl InplaceOp1 for Launch<'_> {
         let mut locked = self.locked.take();
         locked.push(RawDst { data, rows, cols, stride });
         if let Some((next, rest)) = self.rest.split_first() {
-            let inner = Launch { kernel: self.kernel, rest, src: self.src, locked: RefCell::new(locked) };
+            let inner = Launch {
+                kernel: self.kernel,
+                rest,
+                src: self.src,
+                locked: RefCell::new(locked),
+                #[cfg(feature = "cuda")]
+                views: RefCell::default(),
+            };
             return next.inplace_op1(&inner);
         }
         let guards: Vec<_> = self.src.iter().map(|t| t.storage_and_layout()).collect();
+        #[cfg(all(gpu, not(feature = "cuda")))]
+        return self.emulate(&locked, &guards);
+        #[cfg(any(not(gpu), feature = "cuda"))]
+        self.run_on_cpu(&locked, &guards)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        let mut views = self.views.take();
+        views.push(gpu_view(cuda_address(storage)?, layout)?);
+        if let Some((next, rest)) = self.rest.split_first() {
+            let (kernel, src, views) = (self.kernel, self.src, RefCell::new(views));
+            return next.inplace_op1(&Launch { kernel, rest, src, locked: RefCell::default(), views });
+        }
+        let guards: Vec<_> = self.src.iter().map(|t| t.storage_and_layout()).collect();
+        let src = guards
+            .iter()
+            .map(|(storage, layout)| match &**storage {
+                Storage::Cuda(s) => gpu_view(cuda_address(s)?, layout),
+                _ => bail!("{}: sources are on the destination's device", self.kernel.name()),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.kernel.cuda(&gpu::Gpu::new(&storage.device)?, &views, &src)
+    }
+}
+
+impl Launch<'_> {
+    /// Runs the CUDA body on this machine's memory.
+    #[cfg(all(gpu, not(feature = "cuda")))]
+    fn emulate<S: Deref<Target = Storage>>(&self, locked: &[RawDst], guards: &[(S, &Layout)]) -> Result<()> {
+        let dst: Vec<_> = locked
+            .iter()
+            .map(|d| {
+                let (at, dtype) = match d.data {
+                    RawData::F32(v) => (v.cast::<f32>() as u64, DType::F32),
+                    RawData::Bf16(v) => (v.cast::<bf16>() as u64, DType::BF16),
+                };
+                gpu::View { at, dtype, rows: d.rows, cols: d.cols, stride: d.stride }
+            })
+            .collect();
+        let src = guards
+            .iter()
+            .map(|(storage, layout)| {
+                let start = match &**storage {
+                    Storage::Cpu(CpuStorage::F32(v)) => (v.as_ptr() as u64, DType::F32),
+                    Storage::Cpu(CpuStorage::BF16(v)) => (v.as_ptr() as u64, DType::BF16),
+                    Storage::Cpu(CpuStorage::U32(v)) => (v.as_ptr() as u64, DType::U32),
+                    _ => bail!("{}: sources are f32, bf16 or u32 on the CPU", self.kernel.name()),
+                };
+                gpu_view(start, layout)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.kernel.cuda(&gpu::Gpu::new(), &dst, &src)
+    }
+
+    #[cfg(any(not(gpu), feature = "cuda"))]
+    fn run_on_cpu<S: Deref<Target = Storage>>(&self, locked: &[RawDst], guards: &[(S, &Layout)]) -> Result<()> {
         let src = guards
             .iter()
             .map(|(storage, layout)| {

@@ -6,7 +6,7 @@ use crate::metrics::{self, Family};
 use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
 use crate::ops::gemm::bf16_engine;
 use crate::suggest::did_you_mean;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::str::FromStr;
@@ -43,9 +43,9 @@ impl Precision {
         }
     }
 
-    /// The format to compute in on this machine, with a note if that is not the one asked for.
-    pub fn here(self) -> (Self, Option<String>) {
-        if self == Self::Bf16 && bf16_engine().is_none() {
+    /// The format to compute in on a device, with a note if that is not the one asked for.
+    pub fn on(self, device: &Device) -> (Self, Option<String>) {
+        if self == Self::Bf16 && device.is_cpu() && bf16_engine().is_none() {
             let why = match asked_level() {
                 Ok(Some(_)) => format!("{LEVEL_VARIABLE} leaves this CPU no products in bf16"),
                 _ => "this CPU has neither AMX nor AVX512-BF16, so bf16 would be slower than f32".into(),

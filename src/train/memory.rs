@@ -13,6 +13,8 @@ pub struct Estimate {
     pub peak_rss_bytes: u64,
     /// How much of it is not held yet.
     pub growth_bytes: u64,
+    /// What a GPU holds instead, weights included; 0 on the CPU.
+    pub device_bytes: u64,
 }
 
 /// The memory of a process that trains `model` on `data` and scores it on `scored`: what it holds now, and what training
@@ -34,8 +36,13 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
         weight_decay: config.weight_decay,
         recompute: config.gradient_checkpointing,
     };
-    let growth_bytes = model.training_bytes(&plan) as u64 + SCRATCH_BYTES * rayon::current_num_threads() as u64;
-    Estimate { peak_rss_bytes: (rss_bytes() + growth_bytes).max(peak_rss_bytes()), growth_bytes }
+    let training_bytes = model.training_bytes(&plan) as u64;
+    if !model.params.device().is_cpu() {
+        let device_bytes = 4 * model.params.arena_len() as u64 + training_bytes;
+        return Estimate { peak_rss_bytes: peak_rss_bytes(), growth_bytes: 0, device_bytes };
+    }
+    let growth_bytes = training_bytes + SCRATCH_BYTES * rayon::current_num_threads() as u64;
+    Estimate { peak_rss_bytes: (rss_bytes() + growth_bytes).max(peak_rss_bytes()), growth_bytes, device_bytes: 0 }
 }
 
 /// What a thread's packing of operands and attention scratch were seen to take.

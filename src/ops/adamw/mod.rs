@@ -1,10 +1,16 @@
 //! AdamW (Loshchilov & Hutter 2019) over flat arenas, fused with gradient scaling: one pass over weights, gradients and
 //! both moments on all threads.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{Shared, lane_sum, madd, simd};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
+use crate::ops::on_gpu;
 use crate::ops::pool::for_each;
 use crate::ops::{Dst, Kernel, Src, launch};
-use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
 use std::ops::Range;
 
 /// One step's scalars, as `torch.optim.AdamW` names them.
@@ -42,6 +48,14 @@ pub fn adamw(
 
 /// Σ g² over the ranges, in f64 over fixed blocks: the same bits for every thread count.
 pub fn sum_squares(grads: &Tensor, ranges: &[Range<usize>]) -> Result<f64> {
+    if on_gpu(grads.device()) {
+        let segments: Vec<_> = ranges.iter().map(|r| Segment { range: r.clone(), weight_decay: 0.0 }).collect();
+        // The two halves of an f64.
+        let sum = Tensor::zeros(2, DType::F32, grads.device())?;
+        launch(&Squares { segments: &segments }, &[&sum], &[grads])?;
+        let halves = sum.to_vec1::<f32>()?;
+        return Ok(f64::from_bits(u64::from(halves[1].to_bits()) << 32 | u64::from(halves[0].to_bits())));
+    }
     let (storage, layout) = grads.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("sum_squares: f32 on the CPU only") };
     let values = &values[layout.start_offset()..][..layout.shape().elem_count()];
@@ -79,6 +93,31 @@ struct AdamW<'a> {
     segments: &'a [Segment],
 }
 
+impl AdamW<'_> {
+    fn scalars(&self) -> Scalars {
+        let s = &self.step;
+        let correction1 = 1.0 - s.beta1.powi(s.step as i32);
+        let correction2 = 1.0 - s.beta2.powi(s.step as i32);
+        Scalars {
+            scale: s.grad_scale as f32,
+            beta1: s.beta1 as f32,
+            one_minus_beta1: (1.0 - s.beta1) as f32,
+            beta2: s.beta2 as f32,
+            one_minus_beta2: (1.0 - s.beta2) as f32,
+            step_size: (s.learning_rate / correction1) as f32,
+            inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
+            epsilon: s.epsilon as f32,
+        }
+    }
+
+    fn check_order(&self) -> Result<()> {
+        if self.segments.windows(2).any(|s| s[0].range.end > s[1].range.start) {
+            bail!("adamw: segments overlap");
+        }
+        Ok(())
+    }
+}
+
 impl Kernel for AdamW<'_> {
     fn name(&self) -> &'static str {
         "adamw"
@@ -91,23 +130,11 @@ impl Kernel for AdamW<'_> {
         if m.len() != n || v.len() != n || g.len() != n {
             bail!("adamw: arenas of {n}, {}, {} and {} values", m.len(), v.len(), g.len());
         }
-        let ordered = self.segments.windows(2).all(|s| s[0].range.end <= s[1].range.start);
-        if !ordered || self.segments.last().is_some_and(|s| s.range.end > n) {
-            bail!("adamw: segments overlap or leave the arena");
+        self.check_order()?;
+        if self.segments.last().is_some_and(|s| s.range.end > n) {
+            bail!("adamw: segments leave the arena");
         }
-        let s = &self.step;
-        let correction1 = 1.0 - s.beta1.powi(s.step as i32);
-        let correction2 = 1.0 - s.beta2.powi(s.step as i32);
-        let scalars = Scalars {
-            scale: s.grad_scale as f32,
-            beta1: s.beta1 as f32,
-            one_minus_beta1: (1.0 - s.beta1) as f32,
-            beta2: s.beta2 as f32,
-            one_minus_beta2: (1.0 - s.beta2) as f32,
-            step_size: (s.learning_rate / correction1) as f32,
-            inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
-            epsilon: s.epsilon as f32,
-        };
+        let scalars = self.scalars();
         let work: Vec<(Range<usize>, f32)> = self
             .segments
             .iter()
@@ -122,6 +149,33 @@ impl Kernel for AdamW<'_> {
             }
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        self.check_order()?;
+        cuda::step(self, &self.scalars(), gpu, dst, src)
+    }
+}
+
+/// [`sum_squares`] on a device.
+struct Squares<'a> {
+    #[cfg_attr(not(gpu), allow(dead_code, reason = "only a device computes it as an op"))]
+    segments: &'a [Segment],
+}
+
+impl Kernel for Squares<'_> {
+    fn name(&self) -> &'static str {
+        "sum_squares"
+    }
+
+    fn cpu(&self, _: &mut [Dst<'_>], _: &[Src<'_>]) -> Result<()> {
+        bail!("sum_squares: the CPU has its own")
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::squares(self.segments, gpu, dst, src)
     }
 }
 

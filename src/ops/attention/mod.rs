@@ -2,8 +2,12 @@
 //! only, by `cu_seqlens`. Nothing of size rows × rows leaves a thread's scratch; the backward pass computes the scores again.
 
 mod cpu;
+#[cfg(gpu)]
+mod cuda;
 
 use crate::ops::dropout::Dropout;
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
@@ -90,25 +94,39 @@ pub fn attention_backward<'a>(
 struct Forward<'a>(AttentionSpec<'a>);
 struct Backward<'a>(AttentionSpec<'a>);
 
-/// Checks the prefix sums and shapes; gives (queries, tokens, hidden).
-fn check(name: &str, spec: &AttentionSpec<'_>, q: &Src<'_>, k: &Src<'_>, v: &Src<'_>) -> Result<(usize, usize, usize)> {
+/// Checks the prefix sums and shapes (rows, columns) of queries, keys and values; gives (queries, tokens, hidden).
+fn check(
+    name: &str,
+    spec: &AttentionSpec<'_>,
+    (queries, hidden): (usize, usize),
+    k: (usize, usize),
+    v: (usize, usize),
+) -> Result<(usize, usize, usize)> {
     let prefix = |cu: &[u32], n: usize| {
         cu.first() == Some(&0) && cu.last() == Some(&(n as u32)) && cu.windows(2).all(|w| w[0] <= w[1])
     };
-    let hidden = q.cols;
     let empty_row = spec.cu_keys.windows(2).any(|w| w[0] == w[1]);
     if empty_row
         || spec.cu_queries.len() != spec.cu_keys.len()
-        || !prefix(spec.cu_queries, q.rows)
-        || !prefix(spec.cu_keys, k.rows)
+        || !prefix(spec.cu_queries, queries)
+        || !prefix(spec.cu_keys, k.0)
     {
-        bail!("{name}: prefix sums do not describe {} queries and {} tokens", q.rows, k.rows);
+        bail!("{name}: prefix sums do not describe {queries} queries and {} tokens", k.0);
     }
-    if (k.rows, k.cols) != (v.rows, v.cols) || k.cols != hidden || spec.heads == 0 || !hidden.is_multiple_of(spec.heads)
-    {
-        bail!("{name}: q [.., {hidden}], k [{}, {}], v [{}, {}], {} heads", k.rows, k.cols, v.rows, v.cols, spec.heads);
+    if k != v || k.1 != hidden || spec.heads == 0 || !hidden.is_multiple_of(spec.heads) {
+        bail!("{name}: q [.., {hidden}], k [{}, {}], v [{}, {}], {} heads", k.0, k.1, v.0, v.1, spec.heads);
     }
-    Ok((q.rows, k.rows, hidden))
+    Ok((queries, k.0, hidden))
+}
+
+/// Checks a bias's values (rows, columns, stride) against the rows.
+fn check_bias(name: &str, spec: &AttentionSpec<'_>, values: (usize, usize, usize)) -> Result<()> {
+    let (rows, cols, stride) = values;
+    let longest = spec.cu_keys.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
+    if rows != spec.heads || cols.is_multiple_of(2) || stride != cols || longest > cols / 2 + 1 {
+        bail!("{name}: a bias [{rows}, {cols}] for {} heads and rows of {longest} tokens", spec.heads);
+    }
+    Ok(())
 }
 
 /// What [`AttentionSpec::with_extras`] put behind the other sources, as the bodies read it.
@@ -135,16 +153,7 @@ fn extras<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<c
 
 fn bias<'a>(name: &str, spec: &AttentionSpec<'_>, values: &Src<'a>) -> Result<cpu::Bias<'a>> {
     let reach = values.cols / 2;
-    let longest = spec.cu_keys.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
-    if values.rows != spec.heads || values.cols.is_multiple_of(2) || values.stride != values.cols || longest > reach + 1
-    {
-        bail!(
-            "{name}: a bias [{}, {}] for {} heads and rows of {longest} tokens",
-            values.rows,
-            values.cols,
-            spec.heads
-        );
-    }
+    check_bias(name, spec, (values.rows, values.cols, values.stride))?;
     Ok(cpu::Bias { values: values.f32()?, reach })
 }
 
@@ -155,7 +164,7 @@ impl Kernel for Forward<'_> {
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([out], [q, k, v, rest @ ..]) = (dst, src) else { bail!("attention: one destination, three sources") };
-        let (queries, _, hidden) = check("attention", &self.0, q, k, v)?;
+        let (queries, _, hidden) = check("attention", &self.0, (q.rows, q.cols), (k.rows, k.cols), (v.rows, v.cols))?;
         let extras = extras("attention", &self.0, rest)?;
         if (out.rows, out.cols) != (queries, hidden) {
             bail!("attention: output [{}, {}] for [{queries}, {hidden}]", out.rows, out.cols);
@@ -167,6 +176,11 @@ impl Kernel for Forward<'_> {
             unsafe { cpu::forward(to, q, k, v, hidden, &self.0, extras) };
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::forward(self, gpu, dst, src)
     }
 }
 
@@ -186,7 +200,8 @@ impl Kernel for Backward<'_> {
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let [dout, q, k, v, rest @ ..] = src else { bail!("attention_backward: four sources") };
-        let (queries, tokens, hidden) = check("attention_backward", &self.0, q, k, v)?;
+        let (queries, tokens, hidden) =
+            check("attention_backward", &self.0, (q.rows, q.cols), (k.rows, k.cols), (v.rows, v.cols))?;
         let extras = extras("attention_backward", &self.0, rest)?;
         let (dst, dbias) = match (self.0.bias.and_then(|b| b.grad), dst.split_last_mut()) {
             (Some(_), Some((last, dst))) => (dst, Some(last)),
@@ -213,6 +228,11 @@ impl Kernel for Backward<'_> {
             unsafe { cpu::backward(to, dout, qkv, hidden, &self.0, extras, dbias)? };
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::backward(self, gpu, dst, src)
     }
 }
 

@@ -1,6 +1,11 @@
 //! A linear layer's bias where no other op takes it along.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
@@ -36,6 +41,11 @@ impl Kernel for Add {
             add_rows(unsafe { y.range(r.start * n..r.end * n) }, bias);
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::add(gpu, dst, src)
     }
 }
 
@@ -76,6 +86,11 @@ impl Kernel for Grad {
         });
         reduce_partials(db, &partial, self.accumulate);
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::grad(self.accumulate, gpu, dst, src)
     }
 }
 

@@ -1,6 +1,11 @@
 //! An attention bias by bucketed distance (Raffel et al. 2020, T5; bidirectional, as MPNet has it): from a table of one
 //! row a bucket and one column a head to the scores' bias by distance, and back. [`crate::ops::attention`] adds the latter.
 
+#[cfg(gpu)]
+mod cuda;
+
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{Result, Tensor, bail};
 
@@ -62,6 +67,11 @@ impl Kernel for Expand {
         }
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::expand(gpu, dst, src)
+    }
 }
 
 struct Collect {
@@ -87,6 +97,11 @@ impl Kernel for Collect {
             }
         }
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::collect(self.accumulate, gpu, dst, src)
     }
 }
 

@@ -41,6 +41,12 @@ impl Dropout {
         Self { k0: k as u32, k1: (k >> 32) as u32, ..*self }
     }
 
+    /// As the CUDA kernels read it.
+    #[cfg(gpu)]
+    pub(crate) fn words(&self) -> [u32; 4] {
+        [self.k0, self.k1, self.threshold, self.scale.to_bits()]
+    }
+
     /// Whether nothing is ever dropped.
     pub fn is_off(&self) -> bool {
         self.threshold == 0

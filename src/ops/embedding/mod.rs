@@ -4,8 +4,13 @@
 //! The parameters lie in one `[vocab + positions + types + 2, hidden]` block in checkpoint order: the three tables,
 //! then gamma and beta.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
 use crate::ops::dropout::Dropout;
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::layer_norm::cpu::{norm_row, norm_row_backward};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
@@ -123,6 +128,11 @@ impl Kernel for Forward {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::forward(self, gpu, dst, src)
+    }
 }
 
 simd! {
@@ -194,6 +204,11 @@ impl Kernel for Backward {
             scatter(tables, ds, [ids, positions, types], h, shape);
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::backward(self, gpu, dst, src)
     }
 }
 

@@ -1,7 +1,12 @@
 //! The feed-forward activation fused with its linear layer's bias (Hendrycks & Gimpel 2016 for GELU), in f32; in bf16 it is
 //! part of the products' epilogues (`crate::ops::gemm`).
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{self, Shared, chunk_count, for_chunks, madd, reduce_partials, simd};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{Result, Tensor, bail};
 
@@ -76,6 +81,11 @@ impl Kernel for Forward {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::forward(self.0, gpu, dst, src)
+    }
 }
 
 struct Backward {
@@ -111,6 +121,11 @@ impl Kernel for Backward {
         });
         reduce_partials(db, &partial, self.accumulate);
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::backward(self.act, self.accumulate, gpu, dst, src)
     }
 }
 

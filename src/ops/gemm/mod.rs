@@ -9,6 +9,8 @@
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 pub(crate) mod amx_emulator;
 mod bf16;
+#[cfg(gpu)]
+mod cuda;
 mod drive;
 mod epilogue;
 mod f32;
@@ -22,24 +24,26 @@ pub use weight::Weight;
 
 use crate::ops::bias::{add_bias, bias_grad};
 use crate::ops::gelu::{Activation, bias_act, bias_act_backward};
-use candle_core::{DType, Result, Tensor};
+use crate::ops::on_gpu;
+use candle_core::{DType, Device, Result, Tensor};
 use epilogue::Form;
 use weight::{times_rows, times_transposed, weight_grad};
 
 /// Whether to keep packed copies of the weights, not to pack them for each product: where no step changes them, on machines
 /// whose products are ours.
-pub fn keeps_packed(dtype: DType, training: bool) -> bool {
-    !training && ours(dtype)
+pub fn keeps_packed(space: (DType, &Device), training: bool) -> bool {
+    let (dtype, device) = space;
+    !training && if on_gpu(device) { dtype == DType::BF16 } else { dtype == DType::BF16 || f32::ours() }
 }
 
-/// Whether this machine multiplies the format with a kernel of ours.
-fn ours(dtype: DType) -> bool {
-    dtype == DType::BF16 || f32::ours()
+/// Whether a tensor's products are kernels of ours, not the library's.
+fn ours(x: &Tensor) -> bool {
+    on_gpu(x.device()) || x.dtype() == DType::BF16 || f32::ours()
 }
 
 /// `y[tokens, out] = x[tokens, in] · wᵀ (+ bias[out])`
 pub fn linear(y: &Tensor, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Result<()> {
-    if let (Weight::Master(w), false) = (w, ours(x.dtype())) {
+    if let (Weight::Master(w), false) = (w, ours(x)) {
         library::product("linear", y, (x, false), (w, true), false)?;
         return bias.map_or(Ok(()), |b| add_bias(y, b));
     }
@@ -49,7 +53,7 @@ pub fn linear(y: &Tensor, x: &Tensor, w: &Weight, bias: Option<&Tensor>) -> Resu
 
 /// `u = x · wᵀ + bias`, `g = act(u)`; `u` is kept for [`linear_act_backward`].
 pub fn linear_act(u: &Tensor, g: &Tensor, x: &Tensor, w: &Weight, bias: &Tensor, act: Activation) -> Result<()> {
-    if !ours(x.dtype()) {
+    if !ours(x) {
         linear(u, x, w, None)?;
         return bias_act(u, g, bias, act);
     }
@@ -60,7 +64,7 @@ pub fn linear_act(u: &Tensor, g: &Tensor, x: &Tensor, w: &Weight, bias: &Tensor,
 pub fn linear_input_grad(dx: &Tensor, dy: &Tensor, w: &Weight, accumulate: bool) -> Result<()> {
     let name = "linear_input_grad";
     match w {
-        Weight::Master(w) if !ours(dy.dtype()) => library::product(name, dx, (dy, false), (w, false), accumulate),
+        Weight::Master(w) if !ours(dy) => library::product(name, dx, (dy, false), (w, false), accumulate),
         _ => times_rows(name, dx, (dy, w), Form::Plain { add: accumulate }, None),
     }
 }
@@ -76,7 +80,7 @@ pub fn linear_act_backward(
     act: Activation,
     accumulate: bool,
 ) -> Result<()> {
-    if !ours(dy.dtype()) {
+    if !ours(dy) {
         linear_input_grad(du, dy, w, false)?;
         return bias_act_backward(du, dbias, u, act, accumulate);
     }
@@ -86,7 +90,7 @@ pub fn linear_act_backward(
 
 /// `dw[out, in] = dy[tokens, out]ᵀ · x[tokens, in]` in f32, added to `dw` if `accumulate`; `dy` and `x` in f32 or bf16.
 pub fn linear_weight_grad(dw: &Tensor, dy: &Tensor, x: &Tensor, accumulate: bool) -> Result<()> {
-    if dy.dtype() == DType::F32 && !f32::reads_in_place() {
+    if !on_gpu(dy.device()) && dy.dtype() == DType::F32 && !f32::reads_in_place() {
         return library::product("linear_weight_grad", dw, (dy, true), (x, false), accumulate);
     }
     weight_grad(dw, dy, x, accumulate)

@@ -1,9 +1,13 @@
 //! The products of a layer in both formats: with its weight (where it is packed, and what is made of the result), and for
 //! the weight's gradient.
 
+#[cfg(gpu)]
+use super::cuda;
 use super::epilogue::{Form, Out};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::real::Real;
-use crate::ops::{Dst, Kernel, Src, by_format, launch};
+use crate::ops::{Dst, Kernel, Src, by_format, launch, on_gpu};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// A linear layer's weight as the products read it.
@@ -19,7 +23,10 @@ pub enum Weight {
 impl Weight {
     /// Room for a packed copy of a weight `[out, inp]`, to be filled by [`Self::pack`].
     pub fn room(out: usize, inp: usize, dtype: DType, device: &Device) -> Result<Self> {
-        let len = if dtype == DType::BF16 {
+        let len = if on_gpu(device) {
+            // As it lies, in the format of the activations.
+            out * inp
+        } else if dtype == DType::BF16 {
             <half::bf16 as Format>::packed_len(inp, out)
         } else {
             <f32 as Format>::packed_len(inp, out)
@@ -84,6 +91,11 @@ impl Kernel for Pack {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::pack(gpu, dst, src)
+    }
 }
 
 /// `x · wᵀ` and what `form` makes of it, with a further source or none.
@@ -121,16 +133,16 @@ pub fn times_rows(
 
 /// What the second source is: the right operand as it lies, its transpose, or a packed copy.
 #[derive(Clone, Copy, PartialEq)]
-enum Source {
+pub(super) enum Source {
     Rows,
     Transposed,
     Packed,
 }
 
-struct TimesWeight {
-    name: &'static str,
-    is: Source,
-    form: Form,
+pub(super) struct TimesWeight {
+    pub name: &'static str,
+    pub is: Source,
+    pub form: Form,
 }
 
 impl Kernel for TimesWeight {
@@ -141,6 +153,11 @@ impl Kernel for TimesWeight {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let Some(first) = dst.first() else { bail!("{}: no destination", self.name) };
         by_format!(first, T => self.run::<T>(dst, src))
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::times_weight(self, gpu, dst, src)
     }
 }
 
@@ -195,5 +212,10 @@ impl Kernel for WeightGrad {
         let c = (dw.f32()?.as_mut_ptr(), dw.stride);
         // SAFETY: `dw` is [m, n] and shares no memory with the operands, which have as many rows.
         by_format!(dy, T => unsafe { T::transposed_times(dy, x, Out::Sum { c, add: self.accumulate }) })
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::weight_grad(self.accumulate, gpu, dst, src)
     }
 }

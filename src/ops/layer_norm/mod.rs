@@ -2,8 +2,12 @@
 //! the residual sum. Mean and reciprocal deviation are computed again in the backward pass: the row is in L1 anyway.
 
 pub(crate) mod cpu;
+#[cfg(gpu)]
+mod cuda;
 
 use crate::ops::dropout::Dropout;
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
@@ -78,6 +82,11 @@ impl Kernel for Forward {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::forward(self, gpu, dst, src)
+    }
 }
 
 struct Backward {
@@ -123,6 +132,11 @@ impl Kernel for Backward {
             );
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::backward(self, gpu, dst, src)
     }
 }
 

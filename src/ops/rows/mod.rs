@@ -1,5 +1,10 @@
 //! Picking rows out of the packed layout and adding them back: the last layer and the heads read some tokens only.
 
+#[cfg(gpu)]
+mod cuda;
+
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
@@ -116,6 +121,12 @@ impl Kernel for Zero<'_> {
         self.ranges.iter().for_each(|r| x[r.clone()].fill(0.0));
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        _ = src;
+        cuda::zero(self.ranges, gpu, dst)
+    }
 }
 
 struct Gather;
@@ -136,6 +147,11 @@ impl Kernel for Gather {
             }
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::gather(gpu, dst, src)
     }
 }
 
@@ -160,6 +176,11 @@ impl Kernel for Add {
             }
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::add(gpu, dst, src)
     }
 }
 

@@ -1,0 +1,77 @@
+// One launch over all segments, in blocks of 4096 values; and the sum of squares over ranges, cut likewise.
+#include "../gpu/common.cuh"
+
+// start, end, number of its first block, and the bits of its weight decay in f64
+#define SEGMENT_WORDS 5
+#define BLOCK_VALUES 4096
+
+// The segment that a block belongs to, and its part of it.
+__device__ const u32 *part(const u32 *segments, int count, u32 block, u32 &start, u32 &end) {
+    int low = 0, high = count;
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (segments[middle * SEGMENT_WORDS + 2] <= block) low = middle;
+        else high = middle;
+    }
+    const u32 *s = segments + low * SEGMENT_WORDS;
+    start = s[0] + (block - s[2]) * BLOCK_VALUES;
+    end = min(start + BLOCK_VALUES, s[1]);
+    return s;
+}
+
+// The two f32 that a word holds.
+__device__ float low(u64 bits) { return __uint_as_float((u32)bits); }
+__device__ float high(u64 bits) { return __uint_as_float((u32)(bits >> 32)); }
+__device__ double double_of(u64 bits) { return __longlong_as_double((long long)bits); }
+
+extern "C" __global__ void adamw(Args a) {
+    float *w = (float *)a.p[0], *m = (float *)a.p[1], *v = (float *)a.p[2];
+    const float *g = (const float *)a.p[3];
+    u32 start, end;
+    const u32 *s = part((const u32 *)a.p[4], a.n[0], blockIdx.x, start, end);
+    double learning_rate = double_of(a.p[5]), decay = double_of((u64)s[4] << 32 | s[3]);
+    float keep = (float)(1.0 - learning_rate * decay);
+    float scale = low(a.p[6]), beta1 = high(a.p[6]), one_minus_beta1 = low(a.p[7]), beta2 = high(a.p[7]);
+    float one_minus_beta2 = low(a.p[8]), step_size = high(a.p[8]), inverse_sqrt_correction2 = low(a.p[9]), epsilon = high(a.p[9]);
+    for (u32 i = start + threadIdx.x; i < end; i += blockDim.x) {
+        float gi = g[i] * scale;
+        float mi = beta1 * m[i] + one_minus_beta1 * gi;
+        float vi = beta2 * v[i] + one_minus_beta2 * gi * gi;
+        m[i] = mi;
+        v[i] = vi;
+        w[i] = w[i] * keep - step_size * mi / (sqrtf(vi) * inverse_sqrt_correction2 + epsilon);
+    }
+}
+
+__device__ double block_sum_double(double x) {
+    __shared__ double sums[256];
+    sums[threadIdx.x] = x;
+    for (int width = blockDim.x / 2; width > 0; width /= 2) {
+        __syncthreads();
+        if (threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
+    }
+    __syncthreads();
+    return sums[0];
+}
+
+// partial[block] = Σ g² over the block's part; blocks of 256 threads
+extern "C" __global__ void block_squares(Args a) {
+    double *partial = (double *)a.p[0];
+    const float *g = (const float *)a.p[1];
+    u32 start, end;
+    part((const u32 *)a.p[2], a.n[0], blockIdx.x, start, end);
+    double sum = 0.0;
+    for (u32 i = start + threadIdx.x; i < end; i += blockDim.x) sum += (double)g[i] * g[i];
+    sum = block_sum_double(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// out = Σ partial, by one block of 256 threads
+extern "C" __global__ void sum_doubles(Args a) {
+    double *out = (double *)a.p[0];
+    const double *partial = (const double *)a.p[1];
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < a.n[0]; i += blockDim.x) sum += partial[i];
+    sum = block_sum_double(sum);
+    if (threadIdx.x == 0) *out = sum;
+}

@@ -1,0 +1,165 @@
+//! A CUDA device: kernels from the module that `build.rs` compiled, products by cuBLAS, all on candle's stream, so in the order
+//! in which they are asked for. Nothing here waits for the device.
+
+use super::{Args, Gemm, Grid};
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::{CudaDevice, DType, Result};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// All kernels: code for compute capability 9.0, and PTX of 8.0 that the driver compiles for others.
+static MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// A device during one launch of an op.
+pub struct Gpu<'a> {
+    device: &'a CudaDevice,
+    stream: Arc<CudaStream>,
+    state: Arc<State>,
+}
+
+/// What a device keeps from launch to launch.
+struct State {
+    module: Arc<CudaModule>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+    constants: Mutex<HashMap<Vec<u32>, Arc<CudaSlice<u32>>>>,
+}
+
+/// Constants kept before they are all dropped: prefix sums of batches and lists of parameters, which come again.
+const KEPT: usize = 64;
+
+/// Memory of the device, given back in the stream's order.
+pub enum Memory {
+    Room(u64, #[allow(dead_code, reason = "owns the memory")] CudaSlice<u8>),
+    Constant(u64, #[allow(dead_code, reason = "owns the memory")] Arc<CudaSlice<u32>>),
+}
+
+impl Memory {
+    pub fn at(&self) -> u64 {
+        match self {
+            Self::Room(at, _) | Self::Constant(at, _) => *at,
+        }
+    }
+}
+
+impl<'a> Gpu<'a> {
+    pub fn new(device: &'a CudaDevice) -> Result<Self> {
+        static STATES: OnceLock<Mutex<HashMap<usize, Arc<State>>>> = OnceLock::new();
+        let stream = device.cuda_stream();
+        let mut states = lock(STATES.get_or_init(Mutex::default));
+        let state = match states.get(&stream.context().ordinal()) {
+            Some(state) => state.clone(),
+            None => {
+                let module = stream.context().load_module(Ptx::from_binary(MODULE.to_vec())).w()?;
+                let state = Arc::new(State { module, functions: Mutex::default(), constants: Mutex::default() });
+                states.insert(stream.context().ordinal(), state.clone());
+                state
+            }
+        };
+        Ok(Self { device, stream, state })
+    }
+
+    /// Runs a kernel. Does nothing for an empty grid.
+    pub fn launch(&self, name: &str, grid: Grid, args: Args) -> Result<()> {
+        let [x, y, z] = grid.blocks.map(|n| n as u32);
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let mut functions = lock(&self.state.functions);
+        if !functions.contains_key(name) {
+            functions.insert(name.to_owned(), self.state.module.load_function(name).w()?);
+        }
+        let function = functions[name].cu_function();
+        self.stream.context().bind_to_thread().w()?;
+        let (threads, shared) = ((grid.threads as u32, 1, 1), grid.shared_bytes as u32);
+        let mut arguments = [(&raw const args).cast_mut().cast::<c_void>()];
+        // SAFETY: every kernel takes one `Args`; the launch beside it states what it may read and write.
+        unsafe {
+            result::launch_kernel(function, (x, y, z), threads, shared, self.stream.cu_stream(), &mut arguments).w()?;
+        }
+        Ok(())
+    }
+
+    /// `cublasGemmEx` with sums in f32.
+    pub fn gemm(&self, g: Gemm) -> Result<()> {
+        self.stream.context().bind_to_thread().w()?;
+        let handle = self.device.cublas_handle();
+        let format =
+            |d| if d == DType::BF16 { blas::cudaDataType_t::CUDA_R_16BF } else { blas::cudaDataType_t::CUDA_R_32F };
+        let op = |t| if t { blas::cublasOperation_t::CUBLAS_OP_T } else { blas::cublasOperation_t::CUBLAS_OP_N };
+        let ([a, b], [m, n, k]) = (g.operands, g.sizes.map(|n| n as i32));
+        let (alpha, beta) = (1f32, f32::from(u8::from(g.accumulate)));
+        // SAFETY: sizes and strides are those of views that live on this device.
+        unsafe {
+            cublas::gemm_ex(
+                *handle.handle(),
+                op(g.transposed[0]),
+                op(g.transposed[1]),
+                m,
+                n,
+                k,
+                (&raw const alpha).cast::<c_void>(),
+                a.at as *const c_void,
+                format(a.dtype),
+                a.stride as i32,
+                b.at as *const c_void,
+                format(b.dtype),
+                b.stride as i32,
+                (&raw const beta).cast::<c_void>(),
+                g.result.at as *mut c_void,
+                format(g.result.dtype),
+                g.result.stride as i32,
+                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+        .w()
+    }
+
+    /// Memory whose content is whatever was there.
+    pub fn room(&self, bytes: usize) -> Result<Memory> {
+        // SAFETY: kernels write it before they read it.
+        let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1)) }.w()?;
+        let at = slice.device_ptr(&self.stream).0;
+        Ok(Memory::Room(at, slice))
+    }
+
+    /// The same values on the device; copied once for all launches that ask for them.
+    pub fn constant(&self, values: &[u32]) -> Result<Memory> {
+        let mut constants = lock(&self.state.constants);
+        let slice = match constants.get(values) {
+            Some(slice) => slice.clone(),
+            None => {
+                if constants.len() >= KEPT {
+                    constants.clear();
+                }
+                let slice = Arc::new(self.stream.clone_htod(values).w()?);
+                constants.insert(values.to_vec(), slice.clone());
+                slice
+            }
+        };
+        let at = slice.device_ptr(&self.stream).0;
+        Ok(Memory::Constant(at, slice))
+    }
+
+    /// Copies memory.
+    pub fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        self.stream.context().bind_to_thread().w()?;
+        // SAFETY: two views' memory on this device, which share none, by the launch that asks.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }.w()
+    }
+
+    /// Zeroes memory.
+    pub fn zero(&self, at: u64, bytes: usize) -> Result<()> {
+        self.stream.context().bind_to_thread().w()?;
+        // SAFETY: a view's memory on this device, by the launch that asks.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.w()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
