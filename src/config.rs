@@ -8,6 +8,7 @@ mod source;
 use crate::data::config::{DataConfig, Invalid, TaskKind};
 use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
+use crate::model::model_dir;
 use crate::train::config::TrainConfig;
 use crate::train::eval_config::EvalConfig;
 pub use schema::schema;
@@ -34,7 +35,7 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face model directory (a hub id, later).
+    /// A Hugging Face model directory, or the directory of an earlier run (a hub id, later).
     #[schemars(length(min = 1))]
     pub path: String,
     /// The commit or branch of a hub id.
@@ -158,7 +159,7 @@ impl RunConfig {
             let message = "is set, but model.path is a directory, which has no revisions; remove the key";
             return Err(Invalid::new("model.revision", message));
         }
-        let resolved = locate(base, Path::new(path), here);
+        let resolved = model_dir(&locate(base, Path::new(path), here));
         self.model.path = utf8(resolved).map_err(|e| Invalid::new("model.path", e.to_string()))?;
         Ok(())
     }

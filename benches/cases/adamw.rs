@@ -26,7 +26,7 @@ fn step(table: &Table) -> Result<()> {
     let (mut w0, g0, mut m0, mut v0) = (values(n, 1), values(n, 2), vec![0f32; n], vec![0f32; n]);
     let scalars =
         AdamWStep { learning_rate: 1e-5, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1000, grad_scale: 0.5 };
-    let segments = [Segment { range: 0..n, weight_decay: 0.01 }];
+    let segments = [Segment::new(0..n, 0.01)];
     let work = Work::Bytes { read: 16 * n, written: 12 * n, span: 16 * n };
     let row = Row { op: "adamw", shape: format!("[{n}]"), dtype: DType::F32, work };
     let reference = || {

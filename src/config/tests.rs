@@ -3,7 +3,7 @@
 use super::*;
 use crate::data::config::{Column, EvalSource};
 use crate::train::class_weights::ClassWeights;
-use crate::train::config::Scheduler;
+use crate::train::scheduler::Scheduler;
 use std::fs;
 use tempfile::TempDir;
 
