@@ -170,7 +170,7 @@ fn a_config_that_does_not_fit_the_weights() {
 #[test]
 fn a_config_that_no_model_has() {
     let cases = [
-        (json!({"model_type": "roberta"}), &["model_type \"roberta\"", "supported: bert"][..]),
+        (json!({"model_type": "gpt2"}), &["model_type \"gpt2\"", "supported: bert"][..]),
         (json!({"model_type": null}), &["no model_type", "supported: bert"][..]),
         (json!({"num_hidden_layers": 0}), &["num_hidden_layers is 0"][..]),
         (json!({"num_hidden_layers": 1 << 24}), &["num_hidden_layers is 16777216"][..]),

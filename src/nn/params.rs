@@ -209,11 +209,11 @@ impl Params {
         Ok(())
     }
 
-    /// Keeps a moving average of the weights beside them from now on, in an arena of its own.
+    /// Keeps a moving average of the weights beside them, in an arena that the first step fills.
     pub fn start_average(&mut self) -> Result<()> {
-        let copy = self.weights.copy()?;
+        let arena = Tensor::zeros(self.weights.elem_count(), DType::F32, self.weights.device())?;
         if let Some(t) = &mut self.training {
-            t.average = Some(copy);
+            t.average = Some(arena);
         }
         Ok(())
     }
