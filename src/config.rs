@@ -9,6 +9,7 @@ use crate::data::config::{DataConfig, Invalid, TaskKind};
 use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
 use crate::hub::ModelId;
+use crate::model::model_dir;
 use crate::train::config::TrainConfig;
 use crate::train::eval_config::EvalConfig;
 pub use schema::schema;
@@ -35,8 +36,8 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// A Hugging Face model directory, or the id of a model of the hub such as `org/name`. It is a directory if it is one
-    /// from the config file on, or begins with `/`, `./` or `../`.
+    /// A Hugging Face model directory, the directory of an earlier run, or the id of a model of the hub such as `org/name`. It
+    /// is a directory if it is one from the config file on, or begins with `/`, `./` or `../`.
     #[schemars(length(min = 1))]
     pub path: String,
     /// The branch, tag or commit of a model of the hub; without it, `main`.
@@ -167,7 +168,7 @@ impl RunConfig {
             let message = "is set, but model.path is a directory, which has no revisions; remove the key";
             return Err(Invalid::new("model.revision", message));
         }
-        let resolved = locate(base, Path::new(path), here);
+        let resolved = model_dir(&locate(base, Path::new(path), here));
         self.model.path = utf8(resolved).map_err(|e| Invalid::new("model.path", e.to_string()))?;
         Ok(())
     }

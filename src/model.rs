@@ -3,11 +3,13 @@
 mod checkpoint;
 mod pickle;
 mod save;
+mod tuning;
 mod weights;
 
 pub use checkpoint::{LoadReport, Pretrained, describe_load};
-pub use save::BertftJson;
 pub(crate) use save::write_safetensors;
+pub use save::{BertftJson, model_dir};
+pub use tuning::{Thaw, Tuning};
 
 use crate::data::config::TaskKind;
 use crate::data::{Batch, Targets};
@@ -18,7 +20,6 @@ use crate::nn::params::{Layout, Params};
 use crate::nn::workspace::Space;
 use crate::ops::dropout::Dropout;
 use crate::rng::PassKey;
-use crate::suggest::did_you_mean;
 use candle_core::{DType, Tensor};
 
 /// Dropout sites of the head, before and after its dense layer; the encoder's layers count theirs from 0.
@@ -57,17 +58,14 @@ pub struct TrainingPlan {
     pub recompute: bool,
 }
 
-/// The modules that a parameter lies in, outermost first.
-fn modules_of(name: &str) -> impl Iterator<Item = &str> {
-    name.match_indices('.').map(|(at, _)| &name[..at])
-}
-
 /// An encoder with a head for whole rows.
 #[derive(Debug)]
 pub struct Model {
     pub params: Params,
     encoder: Encoder,
     head: SequenceHead,
+    /// Where its parameters begin; the encoder's lie before.
+    head_from: usize,
     task: Task,
 }
 
@@ -83,10 +81,11 @@ impl Model {
         let pooling = config.pooling.clone();
         let mut layout = Layout::default();
         let encoder = Encoder::new(&mut layout, config);
+        let head_from = layout.arena_len();
         let head = SequenceHead::new(&mut layout, task.kind, &pooling, hidden, task.outputs());
         let (weights, report) = pretrained.weights(&layout, &task, seed)?;
         let params = Params::new(layout, weights, space, Some(&word))?;
-        Ok((Self { params, encoder, head, task }, report))
+        Ok((Self { params, encoder, head, head_from, task }, report))
     }
 
     pub fn task(&self) -> &Task {
@@ -95,32 +94,6 @@ impl Model {
 
     pub fn encoder(&mut self) -> (&mut Encoder, &Params) {
         (&mut self.encoder, &self.params)
-    }
-
-    /// Freezes the parameters of modules given by their checkpoint names (`embeddings`, `encoder.layer.0`, `pooler`, …, with or
-    /// without the family's prefix).
-    ///
-    /// # Errors
-    /// [`Error::Input`] when a name is no module's, or nothing is left to learn.
-    pub fn freeze(&mut self, modules: &[String]) -> Result<()> {
-        let prefix = self.encoder.config().names.prefix;
-        let inside = |module: &str, name: &str| {
-            let rest = |name: &str| name.strip_prefix(module).is_some_and(|r| r.is_empty() || r.starts_with('.'));
-            rest(name) || name.strip_prefix(prefix).is_some_and(rest)
-        };
-        for module in modules {
-            if !self.params.specs().iter().any(|s| inside(module, &s.name)) {
-                let names = self.params.specs().iter().flat_map(|s| modules_of(s.name.trim_start_matches(prefix)));
-                let hint = did_you_mean(module, names);
-                let message = "; expected modules such as embeddings, encoder.layer.0, pooler or classifier";
-                return Err(Error::input(format!("train.freeze: the model has no module {module:?}{hint}{message}")));
-            }
-        }
-        self.params.freeze(|s| modules.iter().any(|m| inside(m, &s.name)));
-        if self.params.trained().next().is_none() {
-            return Err(Error::input("train.freeze: nothing is left to train".to_owned()));
-        }
-        Ok(())
     }
 
     /// See [`Encoder::recompute_activations`].
@@ -157,7 +130,8 @@ impl Model {
     }
 
     /// Forward and backward of one batch: returns Σ over rows of the loss and leaves the gradients of that sum times `scale` in
-    /// the gradient arena (added if `accumulate`). Dropout is live when there is a key; `objective` weights the loss.
+    /// the gradient arena (added if `accumulate`). Dropout is live when there is a key; `objective` weights the loss. With
+    /// R-Drop the rows pass twice, as one batch of twice the rows: every element has a dropout of its own.
     pub fn forward_backward(
         &mut self,
         batch: &Batch,
@@ -167,7 +141,9 @@ impl Model {
         accumulate: bool,
     ) -> Result<f64> {
         let read = self.read();
-        let hidden = self.encoder.forward(&self.params, batch, read, key, true)?;
+        let twice = (objective.r_drop > 0.0).then(|| batch.twice());
+        let passed = twice.as_ref().unwrap_or(batch);
+        let hidden = self.encoder.forward(&self.params, passed, read, key, true)?;
         let rates = self.encoder.config().pooling.dropout;
         let dropout = [0, 1].map(|i| key.map_or(Dropout::OFF, |k| Dropout::new(rates[i], k.site(HEAD_SITES[i]))));
         let pass = self.head.forward(&self.params, &hidden.to_dtype(DType::F32)?, dropout)?;

@@ -96,6 +96,8 @@ fn the_loss_curve_follows_f32() {
             epsilon: 1e-8,
             max_grad_norm: 1.0,
             objective: Objective::default(),
+            ema_decay: 0.0,
+            fgm_epsilon: 0.0,
             accumulation: 2,
             seed: 5,
         };

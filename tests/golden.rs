@@ -181,7 +181,7 @@ fn weighted_and_focal_losses() {
         let window = [&rows[..5], &rows[5..6], &rows[6..]].map(|rows| data.batch(rows));
         for (i, v) in losses.variants.into_iter().enumerate() {
             let Variant { class_weights, label_smoothing, focal_gamma, .. } = v;
-            config.objective = Objective { label_smoothing, class_weights, focal_gamma };
+            config.objective = Objective { label_smoothing, class_weights, focal_gamma, r_drop: 0.0 };
             let what = format!("{case}, variant {i}");
             let passed = gradients(&mut model, &window, &config, 0).unwrap();
             let loss = passed.loss_sum / passed.divisor;
@@ -205,7 +205,7 @@ impl Curve {
         let o = &self.optimizer;
         let decay = match o.lr_scheduler_type.as_str() {
             "linear" => Decay::Linear,
-            "cosine" => Decay::Cosine,
+            "cosine" => Decay::Cosine { num_cycles: 0.5 },
             other => panic!("{other}"),
         };
         StepConfig {
@@ -216,6 +216,8 @@ impl Curve {
             epsilon: o.eps,
             max_grad_norm: o.max_grad_norm,
             objective: Objective::smoothed(o.label_smoothing_factor),
+            ema_decay: 0.0,
+            fgm_epsilon: 0.0,
             accumulation: 2,
             seed: 42,
         }

@@ -8,7 +8,7 @@ use bertft::encoders::{Encoder, Read};
 use bertft::heads::Objective;
 use bertft::heads::sequence::probabilities;
 use bertft::metrics::ranking;
-use bertft::model::{Model, Pretrained, Task};
+use bertft::model::{Model, Pretrained, Task, Tuning};
 use bertft::nn::params::{Layout, Params};
 use bertft::nn::workspace::Space;
 use bertft::optim::schedule::{Decay, Schedule};
@@ -149,20 +149,25 @@ fn recomputed_activations_give_the_same_bits() {
     }
 }
 
+fn freeze(model: &mut Model, modules: &[&str]) -> bertft::Result<()> {
+    model.tune(&Tuning { freeze: modules.iter().map(|m| m.to_string()).collect(), ..Tuning::default() })
+}
+
 /// What learns gets the same gradients as when all learns; what is frozen gets none, keeps its weights, and is not missed.
 #[test]
 fn frozen_modules_stay_and_the_others_learn_as_before() {
-    let freeze: [&[&str]; 4] = [
+    let cases: [&[&str]; 5] = [
         &["embeddings"],
         &["bert.embeddings", "encoder.layer.0", "encoder.layer.1.attention"],
         &["bert", "classifier.bias"],
         &["encoder.layer.3.output.dense.weight", "embeddings.word_embeddings"],
+        &["embeddings", "encoder.layer.[!3].*", "/attention.*dense/"],
     ];
-    for modules in freeze {
+    for modules in cases {
         let (mut free, mut model) = (tiny(1), tiny(1));
         let rows = random_rows(&mut free, &[5, 1, 40, 17]);
         let batch = rows.batch(&all(&rows));
-        model.freeze(&modules.iter().map(|m| m.to_string()).collect::<Vec<_>>()).unwrap();
+        freeze(&mut model, modules).unwrap();
         let trained: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
         assert!(!trained.is_empty() && trained.len() < model.params.specs().len(), "{modules:?}");
         let config = step_config(1);
@@ -189,9 +194,10 @@ fn frozen_modules_stay_and_the_others_learn_as_before() {
         }
     }
     let mut model = tiny(1);
-    let message = model.freeze(&["encoder.layr.0".into()]).unwrap_err().to_string();
+    let message = freeze(&mut model, &["encoder.layr.0"]).unwrap_err().to_string();
     assert!(message.contains("encoder.layr.0") && message.contains("encoder.layer.0?"), "{message}");
-    assert!(model.freeze(&["bert".into(), "classifier".into()]).unwrap_err().to_string().contains("nothing is left"));
+    assert!(freeze(&mut model, &["bert", "classifier"]).unwrap_err().to_string().contains("nothing is left"));
+    assert!(freeze(&mut model, &["/[/"]).unwrap_err().to_string().contains("no pattern"));
 }
 
 fn step_config(seed: u64) -> StepConfig {
@@ -203,6 +209,8 @@ fn step_config(seed: u64) -> StepConfig {
         epsilon: 1e-8,
         max_grad_norm: 1.0,
         objective: Objective::smoothed(0.1),
+        ema_decay: 0.0,
+        fgm_epsilon: 0.0,
         accumulation: 4,
         seed,
     }
@@ -373,7 +381,14 @@ fn gradients_with_dropout_are_the_slope_of_the_loss() {
 
     let (mut model, data) = (trainable(folder.path()), dataset("pairs"));
     let (batch, key) = (data.batch(&all(&data)), Some(PassKey::new(9, 4)));
-    model.forward_backward(&batch, key, &Objective::smoothed(0.1), 1.0, false).unwrap();
+    let smoothed = Objective::smoothed(0.1);
+    for objective in [Objective { r_drop: 2.0, ..smoothed.clone() }, smoothed] {
+        slopes(&mut model, &batch, key, &objective);
+    }
+}
+
+fn slopes(model: &mut Model, batch: &Batch, key: Option<PassKey>, objective: &Objective) {
+    model.forward_backward(batch, key, objective, 1.0, false).unwrap();
     let (weights, grads, specs) = (floats(model.params.weights()), grads(&model.params), model.params.specs().to_vec());
     for (spec, (name, grad)) in specs.iter().zip(&grads).filter(|(s, _)| !zero_by_nature(&s.name)) {
         let slope = norm(grad);
@@ -383,7 +398,7 @@ fn gradients_with_dropout_are_the_slope_of_the_loss() {
             to.iter_mut().zip(grad).for_each(|(w, &g)| *w = (*w as f64 + by * g as f64 / slope) as f32);
             let n = moved.len();
             model.params.restore_weights(&Tensor::from_vec(moved, n, &Device::Cpu).unwrap()).unwrap();
-            model.forward_backward(&batch, key, &Objective::smoothed(0.1), 1.0, false).unwrap()
+            model.forward_backward(batch, key, objective, 1.0, false).unwrap()
         };
         // Of fourth order in the step.
         let measured = (8.0 * (at(0.01) - at(-0.01)) - (at(0.02) - at(-0.02))) / 0.12;
@@ -391,6 +406,7 @@ fn gradients_with_dropout_are_the_slope_of_the_loss() {
         // Measured: 5e-5 at most.
         assert!(off <= 1e-3, "{name}: the loss rises by {measured}, its gradient says {slope}");
     }
+    model.params.restore_weights(&Tensor::from_vec(weights.clone(), weights.len(), &Device::Cpu).unwrap()).unwrap();
 }
 
 /// An encoder with parameters of its own, whose gradients can be driven without a head.

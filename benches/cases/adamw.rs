@@ -5,6 +5,7 @@ use crate::common::peaks::Work;
 use crate::{Row, Table};
 use bertft::Result;
 use bertft::ops::adamw::{AdamWStep, Segment, adamw, sum_squares};
+use bertft::ops::average::average;
 use candle_core::{DType, Device, Tensor};
 use std::hint::black_box;
 
@@ -12,7 +13,23 @@ const PARAMETERS: usize = 6 * (4 * 384 * 384 + 2 * 384 * 1536);
 
 pub fn run(table: &Table) -> Result<()> {
     step(table)?;
-    norm(table)
+    norm(table)?;
+    moving_average(table)
+}
+
+fn moving_average(table: &Table) -> Result<()> {
+    let n = PARAMETERS;
+    let (a, w) = (vector(1)?, vector(2)?);
+    let (mut a0, w0) = (values(n, 1), values(n, 2));
+    let work = Work::Bytes { read: 8 * n, written: 4 * n, span: 8 * n };
+    let row = Row { op: "average", shape: format!("[{n}]"), dtype: DType::F32, work };
+    let reference = || {
+        a0.iter_mut().zip(&w0).for_each(|(a, w)| *a += 0.001 * (w - *a));
+        black_box(&mut a0);
+        Ok(())
+    };
+    let all = 0..n;
+    table.row(row, reference, || average(&a, &w, 0.001, std::slice::from_ref(&all)))
 }
 
 fn vector(seed: u32) -> candle_core::Result<Tensor> {
@@ -26,7 +43,7 @@ fn step(table: &Table) -> Result<()> {
     let (mut w0, g0, mut m0, mut v0) = (values(n, 1), values(n, 2), vec![0f32; n], vec![0f32; n]);
     let scalars =
         AdamWStep { learning_rate: 1e-5, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1000, grad_scale: 0.5 };
-    let segments = [Segment { range: 0..n, weight_decay: 0.01 }];
+    let segments = [Segment::new(0..n, 0.01)];
     let work = Work::Bytes { read: 16 * n, written: 12 * n, span: 16 * n };
     let row = Row { op: "adamw", shape: format!("[{n}]"), dtype: DType::F32, work };
     let reference = || {

@@ -16,6 +16,7 @@ use crate::nn::workspace::Space;
 use crate::train::log::{Event, Reporter, split_of};
 use crate::train::memory::{available_bytes, estimate_memory};
 use crate::train::plan::Plan;
+use crate::train::step::start;
 use crate::train::timing::{Scored, Timing, time_steps};
 use clap::Args;
 use report::Report;
@@ -153,14 +154,13 @@ fn needs(
         ui.event(&Event::Warning { message });
     }
     let space = Space { dtype: precision.dtype(), device: &device };
-    let (mut model, _) = Model::load(pretrained, task, config.train.seed, space)?;
-    model.freeze(&config.train.freeze)?;
-    model.params.start_training()?;
+    let (mut model, mut report) = Model::load(pretrained, task, config.train.seed, space)?;
     let train = &scan.splits[0].data;
+    let plan = Plan::new(&config.train, train);
+    start(&mut model, &config.train, &plan, &mut report)?;
     let scored: Vec<&Dataset> = scan.splits[1..].iter().map(|split| &split.data).collect();
     let estimate = estimate_memory(&model, train, &scored, &config.train);
     let memory = Memory { estimated_peak_rss_bytes: estimate.peak_rss_bytes, available_bytes: available_bytes() };
-    let plan = Plan::new(&config.train, train);
     let evaluations = match config.train.eval_steps {
         Some(every) => plan.total.div_ceil(every),
         None => plan.by_epoch().count() as u64,

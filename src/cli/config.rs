@@ -9,6 +9,8 @@ use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::nn::workspace::Space;
+use crate::train::plan::Plan;
+use crate::train::step::tune;
 use candle_core::Device;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -172,8 +174,8 @@ fn validate(args: &FileArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
     let prepared = Prepared::new(&config, globals, ui)?;
     let space = Space::f32(&Device::Cpu);
-    let (mut model, _) = Model::load(&prepared.pretrained, prepared.task, config.train.seed, space)?;
-    model.freeze(&config.train.freeze)?;
+    let (mut model, mut report) = Model::load(&prepared.pretrained, prepared.task, config.train.seed, space)?;
+    tune(&mut model, &config.train, &Plan::new(&config.train, &prepared.train), &mut report)?;
     let file = args.config.display();
     if ui.is_json() {
         ui.out_json(&json!({"event": "valid", "file": file.to_string()}))

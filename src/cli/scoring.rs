@@ -8,7 +8,7 @@ use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
 use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::{BertftJson, Model, Pretrained};
+use crate::model::{BertftJson, Model, Pretrained, model_dir};
 use crate::nn::workspace::Space;
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
@@ -163,10 +163,4 @@ impl Scoring {
 pub fn input_files(flag: &str, paths: &[PathBuf]) -> Result<Files> {
     let files = Files::new(paths.to_vec()).unwrap_or(PathBuf::from(STANDARD_INPUT).into());
     matching(&files).map_err(|message| Error::input(format!("{flag} {message}")))
-}
-
-/// `dir/model` of a run directory, else `dir` itself.
-fn model_dir(dir: &Path) -> PathBuf {
-    let inner = dir.join("model");
-    if !dir.join("config.json").is_file() && inner.join("config.json").is_file() { inner } else { dir.into() }
 }

@@ -12,7 +12,6 @@ use crate::device::{is_out_of_memory, name as device_name};
 use crate::error::{Error, Result};
 use crate::metrics::threshold::Criterion;
 use crate::model::{BertftJson, Model};
-use crate::nn::params::Spec;
 use crate::nn::workspace::Space;
 use crate::train::config::{Precision, TrainConfig};
 use crate::train::eval::{EvalSet, Evaluation, Scored, SetScores, evaluate};
@@ -20,6 +19,7 @@ use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
 use crate::train::plan::Plan;
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
+use crate::train::step::start;
 use crate::train::trainer::{Outcome, Trainer, collect_metrics, final_eval};
 use candle_core::Device;
 use clap::Args;
@@ -83,11 +83,11 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let seed = config.train.seed;
     let (precision, note) = config.train.precision.on(&device);
     let space = Space { dtype: precision.dtype(), device: &device };
-    let (mut model, report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
-    model.freeze(&config.train.freeze)?;
-    let total_steps = Plan::new(&config.train, &prepared.train).total;
+    let (mut model, mut report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
+    let plan = Plan::new(&config.train, &prepared.train);
+    start(&mut model, &config.train, &plan, &mut report)?;
+    let total_steps = plan.total;
     let identity = identity(&config, precision, &prepared);
-    model.params.start_training()?;
     let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).map(|set| &set.data).collect();
     // Before a checkpoint fills the moments: what it touches is in the estimate.
     let memory = estimate_memory(&model, &prepared.train, &scored, &config.train);
@@ -108,7 +108,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         seed,
         output: run.path().display().to_string(),
         parameters: model.params.count(),
-        trainable_parameters: model.params.trained().map(Spec::len).sum(),
+        trainable_parameters: model.params.learners().map(|(s, _)| s.len()).sum(),
         loaded: report.loaded,
         initialised: report.initialised,
         unused: report.unused,
@@ -316,8 +316,14 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("train.precision on this machine".into(), json!(precision.name()));
     map.insert("train.group_by_length".into(), json!(train.group_by_length));
     // Keys that are not set are null.
+    let on = |x: f64| json!(Some(x).filter(|x| *x > 0.0));
+    map.insert("train.ema_decay".into(), on(train.ema_decay));
+    map.insert("train.r_drop".into(), on(train.r_drop));
+    map.insert("train.fgm_epsilon".into(), on(train.fgm_epsilon));
+    let or_null = |n: usize| json!(Some(n).filter(|n| *n > 0));
+    map.insert("train.unfreeze_layers_per_epoch".into(), or_null(train.unfreeze_layers_per_epoch));
     map.insert("train.class_weights".into(), json!(prepared.class_weights));
-    map.insert("train.focal_gamma".into(), json!(Some(train.focal_gamma).filter(|g| *g > 0.0)));
+    map.insert("train.focal_gamma".into(), on(train.focal_gamma));
     for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {
         map.insert(format!("the digest of the {split} rows"), json!(digest(data)));
     }

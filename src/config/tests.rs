@@ -3,7 +3,7 @@
 use super::*;
 use crate::data::config::{Column, EvalSource};
 use crate::train::class_weights::ClassWeights;
-use crate::train::config::Scheduler;
+use crate::train::scheduler::Scheduler;
 use std::fs;
 use tempfile::TempDir;
 
@@ -104,8 +104,8 @@ fn unknown_keys_name_the_nearest() {
 fn unknown_values_name_the_nearest() {
     assert_error(
         "lr_scheduler_type = \"cosin\"",
-        "train.lr_scheduler_type is \"cosin\", expected one of linear, cosine, constant, constant_with_warmup; \
-         did you mean cosine?",
+        "train.lr_scheduler_type is \"cosin\", expected one of linear, cosine, cosine_with_restarts, polynomial, \
+         constant, constant_with_warmup, inverse_sqrt, one_cycle; did you mean cosine?",
     );
     let message = Place::new("metric_for_best_model = \"acuracy\"").error(&[]);
     assert!(message.starts_with("c.toml:10: train.metric_for_best_model is \"acuracy\""), "{message}");

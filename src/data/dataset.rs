@@ -107,6 +107,25 @@ impl Batch {
         self.rows.is_empty()
     }
 
+    /// All rows, and all of them once more behind.
+    pub fn twice(&self) -> Self {
+        let all: Vec<usize> = (0..self.len()).chain(0..self.len()).collect();
+        let tokens = self.ids.len() as u32;
+        Self {
+            ids: self.ids.repeat(2),
+            type_ids: self.type_ids.repeat(2),
+            positions: self.positions.repeat(2),
+            cu_seqlens: self
+                .cu_seqlens
+                .iter()
+                .copied()
+                .chain(self.cu_seqlens[1..].iter().map(|at| at + tokens))
+                .collect(),
+            rows: self.rows.repeat(2),
+            targets: self.targets.subset(&all),
+        }
+    }
+
     /// Tokens of the longest row.
     pub fn max_len(&self) -> usize {
         self.cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::nn::distance_bias::DistanceBiasTable;
 use crate::nn::embeddings::{EmbeddingNames, Embeddings, EmbeddingsShape};
 use crate::nn::layer_shape::{LayerNames, LayerShape, activation_len, scratch_len};
-use crate::nn::params::{Layout, Params};
+use crate::nn::params::{Layout, Params, Spec};
 use crate::nn::pooling::Pooling;
 use crate::nn::rotary::RotaryTable;
 use crate::nn::transformer::{Activations, Layer, Output, Pass, PassBias, PassRotary, Scratch, Selection, Stream};
@@ -152,6 +152,12 @@ impl EncoderConfig {
     /// How many type ids the tokenizer may give: any where they are not read.
     pub fn type_ids(&self) -> usize {
         if self.reads_types { self.embedding.types } else { usize::MAX }
+    }
+
+    /// Whether any dropout is live in training.
+    pub fn has_dropout(&self) -> bool {
+        let alone = [self.embedding_dropout, self.layer.attention_dropout];
+        alone.iter().chain(&self.layer.hidden_dropout).chain(&self.pooling.dropout).any(|p| *p > 0.0)
     }
 
     /// Whether a parameter's gradient is zero in exact arithmetic: softmax does not see what a key bias adds to all scores of
@@ -319,6 +325,20 @@ impl Encoder {
 
     pub fn config(&self) -> &EncoderConfig {
         &self.config
+    }
+
+    /// How many layers lie below a parameter of the encoder: 0 for the embeddings and what all layers read, i + 1 for layer
+    /// i, and for what comes after the last layer as many as there are.
+    pub fn depth(&self, spec: &Spec) -> usize {
+        let layer = self.layers.iter().rposition(|l| l.range().contains(&spec.offset));
+        let is_above = self.layers.iter().all(|l| l.range().end <= spec.offset);
+        layer.map_or(if is_above { self.layers.len() } else { 0 }, |i| i + 1)
+    }
+
+    /// Whether layers have their parameters in common.
+    pub fn shares_layers(&self) -> bool {
+        let from = self.layers.first().map(|l| l.range());
+        self.layers.iter().skip(1).any(|l| Some(l.range()) == from)
     }
 
     /// Whether the backward pass computes a layer's activations again from its input instead of keeping those of all layers

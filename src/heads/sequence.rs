@@ -107,7 +107,7 @@ impl SequenceHead {
     /// Σ over rows of the loss of `logits: [rows, labels]`; `objective` says how classes are weighted.
     pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, objective: &Objective) -> Result<Tensor> {
         match (self.task, targets) {
-            (TaskKind::Classification, Targets::Class(classes)) => objective.cross_entropy_sum(logits, classes),
+            (TaskKind::Classification, Targets::Class(classes)) => objective.sum(logits, classes),
             (TaskKind::Regression, Targets::Value(values)) => {
                 let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;
                 Ok((logits - wanted)?.sqr()?.sum_all()?)

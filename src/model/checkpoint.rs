@@ -253,7 +253,7 @@ fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -
     to.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).enumerate().find_map_first(chunk)
 }
 
-fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
+pub(super) fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
     match spec.init {
         Init::Normal => to.copy_from_slice(&normal(seed, &spec.name, to.len(), std)),
         Init::Zeros | Init::Fixed | Init::Absent => to.fill(0.0),

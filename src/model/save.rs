@@ -14,6 +14,12 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+/// `dir/model` of a run directory, else `dir` itself.
+pub fn model_dir(dir: &Path) -> PathBuf {
+    let inner = dir.join("model");
+    if !dir.join("config.json").is_file() && inner.join("config.json").is_file() { inner } else { dir.into() }
+}
+
 /// `bertft.json`: what a model directory of ours says beyond the Hugging Face files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BertftJson {

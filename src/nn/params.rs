@@ -5,6 +5,7 @@
 
 use super::workspace::Space;
 use crate::ops::adamw::{self, AdamWStep, Segment};
+use crate::ops::average::average;
 use crate::ops::gemm::{Weight, keeps_packed};
 use crate::ops::on_gpu;
 use crate::ops::rows::zero_ranges;
@@ -64,6 +65,21 @@ impl Spec {
     fn is_fixed(&self) -> bool {
         self.init == Init::Fixed
     }
+}
+
+/// How the optimizer treats a parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Learning {
+    /// The learning rate is multiplied by this.
+    pub rate: f64,
+    /// The first step, from 0, that moves the parameter; `None`: it stays as it is.
+    pub since: Option<u64>,
+}
+
+impl Learning {
+    /// At the learning rate itself, from the first step on.
+    pub const PLAIN: Self = Self { rate: 1.0, since: Some(0) };
+    pub const NEVER: Self = Self { rate: 1.0, since: None };
 }
 
 /// Collects the parameters of a model in arena order.
@@ -137,6 +153,8 @@ struct Training {
     grads: Tensor,
     m: Tensor,
     v: Tensor,
+    /// Moving average of the weights, where one is kept.
+    average: Option<Tensor>,
 }
 
 /// Packed copies of the weights that products read in evaluation, made when first asked for after a change of the weights.
@@ -156,7 +174,9 @@ type Place = (usize, usize, usize);
 pub struct Params {
     /// In arena order.
     specs: Vec<Spec>,
-    /// Which of them do not learn.
+    /// How each of them learns.
+    learning: Vec<Learning>,
+    /// Which of them do not learn in this step.
     frozen: Vec<bool>,
     by_name: HashMap<String, usize>,
     weights: Tensor,
@@ -185,17 +205,38 @@ impl Params {
         let n = weights.len();
         let weights = Tensor::from_vec(weights, n, space.device)?;
         let copies = Copies::default();
-        let frozen = layout.specs.iter().map(Spec::is_fixed).collect();
-        Ok(Self { specs: layout.specs, frozen, by_name, weights, training: None, sparse, dtype: space.dtype, copies })
+        let (learning, frozen) = (vec![], vec![]);
+        let specs = layout.specs;
+        let mut params =
+            Self { specs, learning, frozen, by_name, weights, training: None, sparse, dtype: space.dtype, copies };
+        params.learn(vec![Learning::PLAIN; params.specs.len()]);
+        Ok(params)
     }
 
     /// Allocates gradients and moments, all zero.
     pub fn start_training(&mut self) -> Result<()> {
         let zeros = || Tensor::zeros(self.weights.elem_count(), DType::F32, self.weights.device());
-        self.training = Some(Training { grads: zeros()?, m: zeros()?, v: zeros()? });
+        self.training = Some(Training { grads: zeros()?, m: zeros()?, v: zeros()?, average: None });
         // The optimizer changes the weights under them.
         self.copies.packed.borrow_mut().clear();
         Ok(())
+    }
+
+    /// Keeps a moving average of the weights beside them, in an arena that the first step fills.
+    pub fn start_average(&mut self) -> Result<()> {
+        let arena = Tensor::zeros(self.weights.elem_count(), DType::F32, self.weights.device())?;
+        if let Some(t) = &mut self.training {
+            t.average = Some(arena);
+        }
+        Ok(())
+    }
+
+    /// Exchanges the weights and their moving average, if one is kept: what is computed then is computed with the average.
+    pub fn swap_average(&mut self) {
+        if let Some(average) = self.training.as_mut().and_then(|t| t.average.as_mut()) {
+            std::mem::swap(&mut self.weights, average);
+            self.weights_loaded();
+        }
     }
 
     fn training(&self) -> Result<&Training> {
@@ -223,17 +264,31 @@ impl Params {
         self.specs.iter().map(Spec::len).sum()
     }
 
-    /// Keeps the parameters that `frozen` picks as they are: they get no update and take no part in the gradient's norm.
-    pub fn freeze(&mut self, frozen: impl Fn(&Spec) -> bool) {
-        self.frozen = self.specs.iter().map(|s| s.is_fixed() || frozen(s)).collect();
+    /// Says how each parameter learns, in arena order; the next step is the first.
+    pub fn learn(&mut self, learning: Vec<Learning>) {
+        let of = |(spec, how): (&Spec, Learning)| if spec.is_fixed() { Learning::NEVER } else { how };
+        self.learning = self.specs.iter().zip(learning).map(of).collect();
+        self.begin_step(0);
     }
 
-    /// The parameters that learn.
+    /// To be called before the passes of a step, from 0: what does not learn in it gets no update and takes no part in the
+    /// gradient's norm.
+    pub fn begin_step(&mut self, step: u64) {
+        self.frozen.clear();
+        self.frozen.extend(self.learning.iter().map(|l| l.since.is_none_or(|since| since > step)));
+    }
+
+    /// The parameters that learn in some step, with how they do.
+    pub fn learners(&self) -> impl Iterator<Item = (&Spec, Learning)> {
+        self.specs.iter().zip(self.learning.iter().copied()).filter(|(_, learning)| learning.since.is_some())
+    }
+
+    /// The parameters that learn in this step.
     pub fn trained(&self) -> impl Iterator<Item = &Spec> {
         self.specs.iter().zip(&self.frozen).filter(|(_, frozen)| !**frozen).map(|(spec, _)| spec)
     }
 
-    /// Whether any parameter in a range of the arena learns.
+    /// Whether any parameter in a range of the arena learns in this step.
     pub fn trains(&self, range: Range<usize>) -> bool {
         let first = self.specs.partition_point(|s| s.range().end <= range.start);
         let last = self.specs.partition_point(|s| s.offset < range.end);
@@ -242,6 +297,12 @@ impl Params {
 
     pub fn spec(&self, name: &str) -> Option<&Spec> {
         self.by_name.get(name).map(|&i| &self.specs[i])
+    }
+
+    /// Replaces the weights of one parameter.
+    pub fn set_weight(&self, spec: &Spec, values: Vec<f32>) -> Result<()> {
+        self.weights_loaded();
+        self.weights.slice_set(&Tensor::from_vec(values, spec.len(), self.device())?, 0, spec.offset)
     }
 
     /// A view of the weights from `offset`.
@@ -259,13 +320,15 @@ impl Params {
             let pages = touched.chunk_by(|a, b| page(a) == page(b)).count();
             (pages * page_bytes).min(table.ever.len() * table.width * 4)
         };
+        let averages = self.training.as_ref().is_some_and(|t| t.average.is_some());
         if on_gpu(self.device()) {
-            return 3 * 4 * self.arena_len();
+            return (3 + usize::from(averages)) * 4 * self.arena_len();
         }
         let bytes = |s: &Spec| 4 * s.len();
-        let grads: usize = self.trained().map(|s| sparse(s).map_or(bytes(s), pages_of)).sum();
-        let moments: usize = if weight_decay > 0.0 { self.trained().map(bytes).sum() } else { grads };
-        grads + 2 * moments
+        let grads: usize = self.learners().map(|(s, _)| sparse(s).map_or(bytes(s), pages_of)).sum();
+        let moments: usize = if weight_decay > 0.0 { self.learners().map(|(s, _)| bytes(s)).sum() } else { grads };
+        let average = if averages { self.weights.elem_count() } else { 0 };
+        grads + 2 * moments + 4 * average
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
@@ -308,17 +371,21 @@ impl Params {
         &self.weights
     }
 
-    /// The arenas `[weights, m, v]`, for a checkpoint.
-    pub fn state(&self) -> Result<[&Tensor; 3]> {
+    /// The arenas that a checkpoint holds, with their names.
+    pub fn state(&self) -> Result<Vec<(&'static str, &Tensor)>> {
         let t = self.training()?;
-        Ok([&self.weights, &t.m, &t.v])
+        let all = [("weights", &self.weights), ("first_moment", &t.m), (SECOND_MOMENT, &t.v)];
+        Ok(all.into_iter().chain(t.average.as_ref().map(|a| ("average", a))).collect())
     }
 
-    /// Puts back one of the arenas that [`Self::state`] gave, by its place there.
-    pub fn restore(&mut self, which: usize, values: &Tensor) -> Result<()> {
-        self.state()?[which].slice_set(values, 0, 0)?;
+    /// Puts back one of the arenas that [`Self::state`] gave.
+    pub fn restore(&mut self, name: &str, values: &Tensor) -> Result<()> {
+        let Some((_, arena)) = self.state()?.into_iter().find(|(n, _)| *n == name) else {
+            bail!("there is no arena {name}");
+        };
+        arena.slice_set(values, 0, 0)?;
         self.weights_loaded();
-        if let (2, Some(s)) = (which, self.sparse.as_mut().filter(|s| !s.all)) {
+        if let (SECOND_MOMENT, Some(s)) = (name, self.sparse.as_mut().filter(|s| !s.all)) {
             let rows = values.narrow(0, s.start, s.ever.len() * s.width)?.reshape((s.ever.len(), s.width))?;
             let touched: Vec<f32> = rows.max(1)?.to_vec1()?;
             s.ever = touched.iter().map(|&x| x != 0.0).collect();
@@ -374,117 +441,69 @@ impl Params {
         Ok(adamw::sum_squares(&self.training()?.grads, &ranges)?.sqrt())
     }
 
-    /// One AdamW step. Rows of the sparse table that no batch ever touched have zero gradient and moments: without weight
-    /// decay their update is exactly zero and is skipped.
-    pub fn step(&self, step: AdamWStep, weight_decay: f64) -> Result<()> {
+    /// What the `step`-th step (from 1) moves. Rows of the sparse table that no batch ever touched have zero gradient and
+    /// moments: without weight decay their update is exactly zero and is skipped.
+    fn segments(&self, step: u64, weight_decay: f64) -> Vec<Segment> {
         let mut segments: Vec<Segment> = vec![];
-        for spec in self.trained() {
+        for (spec, Learning { rate, since }) in self.learners() {
+            let Some(since) = since.filter(|since| *since < step) else { continue };
             let weight_decay = if spec.decays() { weight_decay } else { 0.0 };
             let ranges = match &self.sparse {
                 Some(s) if s.start == spec.offset && weight_decay == 0.0 => s.ranges(&s.ever),
                 _ => vec![spec.range()],
             };
-            segments.extend(ranges.into_iter().map(|range| Segment { range, weight_decay }));
+            segments.extend(ranges.into_iter().map(|range| Segment { range, weight_decay, rate, since }));
         }
+        segments
+    }
+
+    /// One AdamW step.
+    pub fn step(&self, step: AdamWStep, weight_decay: f64) -> Result<()> {
         let t = self.training()?;
-        adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &segments)
+        adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &self.segments(step.step, weight_decay))
+    }
+
+    /// Moves the average towards the weights after the `step`-th step (from 1); after the first it is the weights.
+    pub fn average(&self, decay: f64, step: u64, weight_decay: f64) -> Result<()> {
+        let Some(kept) = &self.training()?.average else { bail!("no average of the weights is kept") };
+        if step == 1 {
+            return kept.slice_set(&self.weights, 0, 0);
+        }
+        let ranges: Vec<Range<usize>> = self.segments(step, weight_decay).into_iter().map(|s| s.range).collect();
+        average(kept, &self.weights, 1.0 - decay, &ranges)
+    }
+
+    /// Moves the rows of the sparse table that this window touched by `length` along the gradient of the table; gives the
+    /// values that they had.
+    pub fn perturb_rows(&self, length: f64) -> Result<Vec<(usize, Tensor)>> {
+        let (Some(s), grads) = (&self.sparse, &self.training()?.grads) else { return Ok(vec![]) };
+        let ranges = s.ranges(&s.window);
+        let norm = adamw::sum_squares(grads, &ranges)?.sqrt();
+        // Without a direction nothing moves; what is not finite ends the run elsewhere.
+        if norm == 0.0 || !norm.is_finite() {
+            return Ok(vec![]);
+        }
+        let perturb = |range: Range<usize>| {
+            let kept = self.weights.narrow(0, range.start, range.len())?.force_contiguous()?;
+            let by = (grads.narrow(0, range.start, range.len())? * (length / norm))?;
+            self.weights.slice_set(&(&kept + by)?, 0, range.start)?;
+            Ok((range.start, kept))
+        };
+        ranges.into_iter().map(perturb).collect()
+    }
+
+    /// Puts back what [`Self::perturb_rows`] gave, to the bit.
+    pub fn put_back(&self, kept: &[(usize, Tensor)]) -> Result<()> {
+        kept.iter().try_for_each(|(offset, values)| self.weights.slice_set(values, 0, *offset))
     }
 }
+
+/// The arena of the squares' means in a checkpoint.
+const SECOND_MOMENT: &str = "second_moment";
 
 fn view(arena: &Tensor, offset: usize, shape: &[usize]) -> Result<Tensor> {
     arena.narrow(0, offset, shape.iter().product())?.reshape(shape)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn params() -> Params {
-        let mut layout = Layout::default();
-        layout.block(&[("table".into(), vec![5, 2], Init::Normal)]);
-        layout.block(&[("a.weight".into(), vec![2, 2], Init::Normal), ("a.bias".into(), vec![2], Init::Zeros)]);
-        let n = layout.arena_len();
-        let space = Space::f32(&Device::Cpu);
-        let mut p = Params::new(layout, (0..n).map(|i| i as f32).collect(), space, Some("table")).unwrap();
-        p.start_training().unwrap();
-        p
-    }
-
-    fn values(t: &Tensor) -> Vec<f32> {
-        t.flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    #[test]
-    fn views_are_the_arena() {
-        let p = params();
-        assert_eq!(p.count(), 16);
-        let a = p.spec("a.weight").unwrap();
-        assert_eq!(a.offset, 16);
-        assert_eq!(values(&p.weight(16, &[6]).unwrap()), [16., 17., 18., 19., 20., 21.]);
-        assert!(a.decays() && !p.spec("a.bias").unwrap().decays());
-        for (name, decays) in [
-            ("layer.0.output_layer_norm.weight", false),
-            ("layers.0.attn_norm.weight", false),
-            ("embeddings.norm.weight", false),
-            ("embeddings.LayerNorm.weight", false),
-            ("relative_attention_bias.weight", false),
-            ("normal.weight", true),
-        ] {
-            assert_eq!(Spec { name: name.into(), ..a.clone() }.decays(), decays, "{name}");
-        }
-    }
-
-    fn rows(rows: &[u32]) -> Tensor {
-        Tensor::new(rows, &Device::Cpu).unwrap()
-    }
-
-    #[test]
-    fn what_is_absent_has_room_and_no_name() {
-        let mut layout = Layout::default();
-        let member = |name: &str, init| (name.to_owned(), vec![3], init);
-        layout.block(&[member("bias", Init::Absent), member("gamma", Init::Ones), member("beta", Init::Absent)]);
-        assert_eq!(layout.arena_len(), 9);
-        assert_eq!(layout.specs().iter().map(|s| (s.name.as_str(), s.offset)).collect::<Vec<_>>(), [("gamma", 3)]);
-        let p = Params::new(layout, vec![0.0; 9], Space::f32(&Device::Cpu), None).unwrap();
-        assert!(p.trains(3..6) && !p.trains(0..3) && !p.trains(6..9));
-    }
-
-    #[test]
-    fn untouched_rows_stay_and_touched_rows_are_cleared() {
-        let mut p = params();
-        let g = p.grad(0, &[5, 2]).unwrap();
-        p.begin_window().unwrap();
-        p.touch(&rows(&[1, 2, 4])).unwrap();
-        g.slice_set(&Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap(), 0, 1).unwrap();
-        assert_eq!(p.grad_norm().unwrap(), 2.0);
-        let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 0.0, step: 1, grad_scale: 1.0 };
-        p.step(AdamWStep { epsilon: 1e-8, ..step }, 0.0).unwrap();
-        let w = values(&p.weight(0, &[10]).unwrap());
-        assert_eq!(w[..2], [0., 1.]);
-        assert!((w[2] - 1.9).abs() < 1e-6 && w[6..] == [6., 7., 8., 9.]);
-        p.begin_window().unwrap();
-        assert_eq!(p.grad_norm().unwrap(), 0.0);
-        assert_eq!(values(&g), vec![0.0; 10]);
-        // With decay every row moves.
-        p.step(AdamWStep { step: 2, epsilon: 1e-8, ..step }, 0.5).unwrap();
-        assert!((values(&p.weight(0, &[10]).unwrap())[1] - 0.95).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_checkpoint_brings_back_which_rows_have_moments() {
-        let mut p = params();
-        p.touch(&rows(&[3])).unwrap();
-        p.grad(0, &[5, 2]).unwrap().slice_set(&Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap(), 0, 3).unwrap();
-        let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
-        p.step(step, 0.0).unwrap();
-        let saved: Vec<Tensor> = p.state().unwrap().iter().map(|t| t.copy().unwrap()).collect();
-        let mut q = params();
-        saved.iter().enumerate().for_each(|(i, arena)| q.restore(i, arena).unwrap());
-        for x in [&mut p, &mut q] {
-            x.begin_window().unwrap();
-            x.step(AdamWStep { step: 2, ..step }, 0.0).unwrap();
-        }
-        assert_eq!(values(&p.weight(0, &[22]).unwrap()), values(&q.weight(0, &[22]).unwrap()));
-        assert_ne!(values(&q.weight(0, &[22]).unwrap()), values(&saved[0]));
-    }
-}
+mod tests;

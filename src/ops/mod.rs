@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod average;
 pub mod bias;
 pub mod cpu;
 pub mod distance_bias;

@@ -1,6 +1,7 @@
 //! The `[train]` table: names and defaults of `transformers.TrainingArguments` where it has them.
 
 use super::class_weights::ClassWeights;
+use super::scheduler::{Scheduler, SchedulerKwargs};
 use crate::data::config::{Invalid, TaskKind};
 use crate::metrics::{self, Family};
 use crate::ops::cpu::{LEVEL_VARIABLE, asked_level};
@@ -10,20 +11,6 @@ use candle_core::{DType, Device};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::str::FromStr;
-
-/// How the learning rate moves over a run, after the warmup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Scheduler {
-    /// Straight down to 0 at the last step.
-    Linear,
-    /// Half a cosine down to 0 at the last step.
-    Cosine,
-    /// The learning rate from first to last step; no warmup.
-    Constant,
-    /// Warmup, then the learning rate.
-    ConstantWithWarmup,
-}
 
 /// The number format of activations and matrix products. Master weights, moments, sums, softmax, norms and loss are f32 in
 /// both.
@@ -119,6 +106,17 @@ pub struct TrainConfig {
     pub max_grad_norm: f64,
     /// How the learning rate moves, after the warmup. Default linear.
     pub lr_scheduler_type: Scheduler,
+    /// What `lr_scheduler_type` is told beyond warmup and steps: `num_cycles`, `lr_end`, `power`, `timescale` ….
+    #[serde(skip_serializing_if = "SchedulerKwargs::is_default")]
+    pub lr_scheduler_kwargs: SchedulerKwargs,
+    /// Peak learning rate of the head (pooler and classifier). Default: `learning_rate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub head_learning_rate: Option<f64>,
+    /// Each layer learns at this share of the rate of the one above it, the top layer at this share of `learning_rate`, the
+    /// embeddings below all layers. Default 1.
+    #[schemars(range(max = 1), extend("exclusiveMinimum" = 0))]
+    pub layer_wise_lr_decay: f64,
     /// Share of all steps with a rising learning rate. Default 0.
     #[schemars(range(min = 0, max = 1))]
     pub warmup_ratio: f64,
@@ -168,8 +166,27 @@ pub struct TrainConfig {
     pub group_by_length: bool,
     /// Whether activations are computed again in the backward pass instead of kept: less memory, more time. Default false.
     pub gradient_checkpointing: bool,
-    /// Modules that keep their weights, by their checkpoint names: `embeddings`, `encoder.layer.0`, …. Default none.
+    /// Modules that keep their weights, by their checkpoint names (`embeddings`, `encoder.layer.0`, …) or by patterns of them
+    /// (`encoder.layer.*.attention`; a regular expression between slashes). Default none.
     pub freeze: Vec<String>,
+    /// With the embeddings this many layers, from the first on, keep their weights. Default 0: none, nor the embeddings.
+    pub freeze_layers: usize,
+    /// Gradual unfreezing: in the first epoch only the head learns, and with each epoch so many layers more from the top,
+    /// after them the embeddings. Default 0: all learn from the start.
+    pub unfreeze_layers_per_epoch: usize,
+    /// The decay of an exponential moving average of the weights, which is what is evaluated and saved; 0 is off. Default 0.
+    #[schemars(range(min = 0), extend("exclusiveMaximum" = 1))]
+    pub ema_decay: f64,
+    /// The α of R-Drop: each row passes twice under different dropout, and α times the symmetric divergence of the two answers
+    /// is added to the loss; 0 is off. Default 0.
+    #[schemars(range(min = 0, max = 1000))]
+    pub r_drop: f64,
+    /// FGM adversarial training: the length by which the word embeddings are moved along their gradient for a second pass,
+    /// whose gradients are added; 0 is off. Default 0.
+    #[schemars(range(min = 0, max = 1000))]
+    pub fgm_epsilon: f64,
+    /// This many layers from the top, and the pooler, begin with new weights. Default 0.
+    pub reinit_layers: usize,
 }
 
 impl Default for TrainConfig {
@@ -187,6 +204,9 @@ impl Default for TrainConfig {
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             lr_scheduler_type: Scheduler::Linear,
+            lr_scheduler_kwargs: SchedulerKwargs::default(),
+            head_learning_rate: None,
+            layer_wise_lr_decay: 1.0,
             warmup_ratio: 0.0,
             warmup_steps: 0,
             gradient_accumulation_steps: 1,
@@ -205,6 +225,12 @@ impl Default for TrainConfig {
             group_by_length: false,
             gradient_checkpointing: false,
             freeze: vec![],
+            freeze_layers: 0,
+            unfreeze_layers_per_epoch: 0,
+            ema_decay: 0.0,
+            r_drop: 0.0,
+            fgm_epsilon: 0.0,
+            reinit_layers: 0,
         }
     }
 }
@@ -257,10 +283,7 @@ impl TrainConfig {
         self.check_numbers()?;
         self.check_counts()?;
         self.check_evaluation(task, has_eval)?;
-        if self.lr_scheduler_type == Scheduler::Constant && (self.warmup_steps > 0 || self.warmup_ratio > 0.0) {
-            let message = "is \"constant\", which has no warmup, but a warmup is set; use \"constant_with_warmup\"";
-            return Err(Invalid::new("train.lr_scheduler_type", message));
-        }
+        self.check_scheduler()?;
         self.check_objective(task)
     }
 
@@ -287,6 +310,7 @@ impl TrainConfig {
             ("train.label_smoothing_factor", self.label_smoothing_factor > 0.0, "labels to smooth"),
             ("train.class_weights", self.class_weights.is_some(), "classes to weight"),
             ("train.focal_gamma", self.focal_gamma > 0.0, "focal loss"),
+            ("train.r_drop", self.r_drop > 0.0, "probabilities to compare"),
         ];
         if task == TaskKind::Regression
             && let Some((key, _, what)) = set.iter().find(|(_, set, _)| *set)
@@ -310,6 +334,10 @@ impl TrainConfig {
     fn check_numbers(&self) -> Result<(), Invalid> {
         number("train.epochs", self.epochs, |x| x > 0.0 && x <= 1e6, "a number above 0, at most 1e6")?;
         number("train.learning_rate", self.learning_rate, |x| x > 0.0 && x.is_finite(), "a finite number above 0")?;
+        let head = self.head_learning_rate.unwrap_or(self.learning_rate);
+        number("train.head_learning_rate", head, |x| x > 0.0 && x.is_finite(), "a finite number above 0")?;
+        let share = |x: f64| x > 0.0 && x <= 1.0;
+        number("train.layer_wise_lr_decay", self.layer_wise_lr_decay, share, "a number above 0, at most 1")?;
         number("train.weight_decay", self.weight_decay, |x| x >= 0.0 && x.is_finite(), "a finite number, 0 or above")?;
         let below_one = |x: f64| (0.0..1.0).contains(&x);
         number("train.adam_beta1", self.adam_beta1, below_one, "a number from 0 to below 1")?;
@@ -319,6 +347,10 @@ impl TrainConfig {
         number("train.max_grad_norm", self.max_grad_norm, |x| x >= 0.0 && x.is_finite(), norm)?;
         number("train.warmup_ratio", self.warmup_ratio, |x| (0.0..=1.0).contains(&x), "a number from 0 to 1")?;
         number("train.focal_gamma", self.focal_gamma, |x| (0.0..=10.0).contains(&x), "a number from 0 (off) to 10")?;
+        number("train.ema_decay", self.ema_decay, below_one, "a number from 0 (off) to below 1")?;
+        let strength = |x: f64| (0.0..=1000.0).contains(&x);
+        number("train.r_drop", self.r_drop, strength, "a number from 0 (off) to 1000")?;
+        number("train.fgm_epsilon", self.fgm_epsilon, strength, "a number from 0 (off) to 1000")?;
         number("train.label_smoothing_factor", self.label_smoothing_factor, below_one, "a number from 0 to below 1")
     }
 
@@ -399,82 +431,4 @@ pub fn metric_family(task: TaskKind, classes: usize) -> Family {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn warmup_steps_win_over_the_ratio() {
-        let mut c = TrainConfig { warmup_ratio: 0.1, ..TrainConfig::default() };
-        assert_eq!(c.warmup_steps_for(95), 10);
-        c.warmup_steps = 3;
-        assert_eq!(c.warmup_steps_for(95), 3);
-        assert_eq!(TrainConfig::default().warmup_steps_for(95), 0);
-    }
-
-    #[test]
-    fn losses_are_better_when_smaller() {
-        let best = |m: &str, g| TrainConfig {
-            metric_for_best_model: m.into(),
-            greater_is_better: g,
-            ..TrainConfig::default()
-        };
-        assert!(!best("loss", None).greater_is_better());
-        assert!(!best("mae", None).greater_is_better());
-        assert!(best("f1", None).greater_is_better());
-        assert!(best("loss", Some(true)).greater_is_better());
-    }
-
-    #[test]
-    fn every_range_is_checked() {
-        type Change = fn(&mut TrainConfig);
-        let wrong: [(&str, Change); 23] = [
-            ("train.epochs", |c| c.epochs = 0.0),
-            ("train.epochs", |c| c.epochs = f64::NAN),
-            ("train.max_steps", |c| c.max_steps = Some(0)),
-            ("train.batch_size", |c| c.batch_size = Some(0)),
-            ("train.batch_tokens", |c| c.batch_tokens = Some(0)),
-            ("train.batch_tokens", |c| (c.batch_size, c.batch_tokens) = (Some(8), Some(512))),
-            ("train.eval_batch_size", |c| c.eval_batch_size = 0),
-            ("train.learning_rate", |c| c.learning_rate = f64::INFINITY),
-            ("train.learning_rate", |c| c.learning_rate = 0.0),
-            ("train.weight_decay", |c| c.weight_decay = -0.1),
-            ("train.adam_beta1", |c| c.adam_beta1 = 1.0),
-            ("train.adam_beta2", |c| c.adam_beta2 = -0.1),
-            ("train.adam_epsilon", |c| c.adam_epsilon = 0.0),
-            ("train.max_grad_norm", |c| c.max_grad_norm = -1.0),
-            ("train.warmup_ratio", |c| c.warmup_ratio = 1.1),
-            ("train.gradient_accumulation_steps", |c| c.gradient_accumulation_steps = 0),
-            ("train.label_smoothing_factor", |c| c.label_smoothing_factor = 1.0),
-            ("train.focal_gamma", |c| c.focal_gamma = -1.0),
-            ("train.class_weights", |c| c.class_weights = Some(ClassWeights::Table([("a".into(), 0.0)].into()))),
-            ("train.logging_steps", |c| c.logging_steps = 0),
-            ("train.save_steps", |c| c.save_steps = Some(0)),
-            ("train.early_stopping_patience", |c| c.early_stopping_patience = Some(0)),
-            ("train.metric_for_best_model", |c| c.metric_for_best_model = "pearson".into()),
-        ];
-        assert_eq!(TrainConfig::default().check(TaskKind::Classification, true), Ok(()));
-        for (key, change) in wrong {
-            let mut c = TrainConfig::default();
-            change(&mut c);
-            assert_eq!(c.check(TaskKind::Classification, true).unwrap_err().key, key);
-        }
-    }
-
-    #[test]
-    fn keys_that_would_do_nothing_are_refused() {
-        let stop = TrainConfig { early_stopping_patience: Some(2), ..TrainConfig::default() };
-        assert_eq!(stop.check(TaskKind::Classification, true), Ok(()));
-        assert_eq!(stop.check(TaskKind::Classification, false).unwrap_err().key, "train.early_stopping_patience");
-        let smooth = TrainConfig { label_smoothing_factor: 0.1, ..TrainConfig::default() };
-        assert_eq!(smooth.check(TaskKind::Regression, true).unwrap_err().key, "train.label_smoothing_factor");
-        let focal = TrainConfig { focal_gamma: 2.0, ..TrainConfig::default() };
-        assert_eq!(focal.check(TaskKind::Regression, true).unwrap_err().key, "train.focal_gamma");
-        let both = TrainConfig { label_smoothing_factor: 0.1, ..focal };
-        assert_eq!(both.check(TaskKind::Classification, true).unwrap_err().key, "train.focal_gamma");
-        let weights = TrainConfig { class_weights: Some(ClassWeights::Balanced), ..TrainConfig::default() };
-        assert_eq!(weights.check(TaskKind::Classification, true), Ok(()));
-        assert_eq!(weights.check(TaskKind::Regression, true).unwrap_err().key, "train.class_weights");
-        let warm = TrainConfig { warmup_steps: 5, lr_scheduler_type: Scheduler::Constant, ..TrainConfig::default() };
-        assert_eq!(warm.check(TaskKind::Classification, true).unwrap_err().key, "train.lr_scheduler_type");
-    }
-}
+mod tests;

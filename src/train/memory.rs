@@ -26,7 +26,9 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
         let rows = length_sorted(&lengths, config.eval_batch_size).into_iter().next().unwrap_or_default();
         rows.iter().map(|&r| lengths[r]).sum()
     });
+    let passes = if config.r_drop > 0.0 { 2 } else { 1 };
     let (tokens, rows) = largest_batch(data, config);
+    let (tokens, rows) = (passes * tokens, passes * rows);
     let plan = TrainingPlan {
         tokens,
         eval_tokens: eval_tokens.max().unwrap_or(0),

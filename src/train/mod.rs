@@ -8,6 +8,7 @@ pub mod log;
 pub mod memory;
 pub mod plan;
 pub mod run_dir;
+pub mod scheduler;
 pub mod step;
 pub mod timing;
 pub mod trainer;

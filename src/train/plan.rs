@@ -131,6 +131,12 @@ impl Plan {
         self.place(step).1 == 0
     }
 
+    /// First step of each of the run's epochs, so many of them at most.
+    pub fn epoch_starts(&self, most: usize) -> Vec<u64> {
+        let next = |start: &mut u64, (_, steps)| Some(std::mem::replace(start, *start + steps));
+        self.by_epoch().take(most).scan(0, next).collect()
+    }
+
     /// Steps of each epoch that the run begins, with its number.
     pub fn by_epoch(&self) -> impl Iterator<Item = (u64, u64)> {
         let mut step = 0;
@@ -239,6 +245,7 @@ mod tests {
         // Five batches are three steps.
         assert_eq!((plan.total, plan.place(7), plan.epochs(9)), (9, (2, 1), 3.0));
         assert_eq!(plan.by_epoch().collect::<Vec<_>>(), [(0, 3), (1, 3), (2, 3)]);
+        assert_eq!((plan.epoch_starts(9), plan.epoch_starts(2)), (vec![0, 3, 6], vec![0, 3]));
         let epoch = Epoch::new(&config, &data, 1);
         assert_eq!(epoch.steps(), 3);
         assert_eq!(epoch.window(2).map(<[usize]>::len).collect::<Vec<_>>(), [5]);

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, write_safetensors};
 use crate::nn::params::Spec;
 use crate::ops::with_values;
+use candle_core::Tensor;
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
@@ -256,20 +257,25 @@ fn layout(specs: &[Spec]) -> String {
     specs.iter().map(|s| format!("{} {} {:?}", s.name, s.offset, s.shape)).collect::<Vec<_>>().join(";")
 }
 
-const ARENAS: [&str; 3] = ["weights", "first_moment", "second_moment"];
-
 fn save_arenas(model: &Model, path: &Path) -> Result<()> {
-    let [weights, m, v] = model.params.state()?;
-    let write = |values: [&[f32]; 3]| {
+    write_arenas(&model.params.state()?, vec![], path)
+}
+
+/// Writes the arenas in `opened` and, behind them, `rest`. In place: copies of all would be the run's peak of memory.
+fn write_arenas(rest: &[(&str, &Tensor)], opened: Vec<(&str, &[f32])>, path: &Path) -> Result<()> {
+    let Some(((name, arena), rest)) = rest.split_first() else {
         let mut views = vec![];
-        for (name, v) in ARENAS.iter().zip(values) {
+        for (name, v) in opened {
             let view = TensorView::new(Dtype::F32, vec![v.len()], bytemuck::cast_slice(v));
             views.push((name.to_string(), view.map_err(|e| Error::Failed(e.to_string()))?));
         }
-        write_safetensors(views, None, path)
+        return write_safetensors(views, None, path);
     };
-    // In place: a copy of all three would be the run's peak of memory.
-    with_values(weights, |w| with_values(m, |m| with_values(v, |v| write([w, m, v]))))???
+    with_values(arena, |v| {
+        let mut opened: Vec<(&str, &[f32])> = opened.clone();
+        opened.push((name, v));
+        write_arenas(rest, opened, path)
+    })?
 }
 
 fn load_arenas(model: &mut Model, path: &Path) -> Result<()> {
@@ -278,16 +284,17 @@ fn load_arenas(model: &mut Model, path: &Path) -> Result<()> {
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
     let damaged = |e: String| Error::in_file(path, format!("is not a whole checkpoint ({e}); remove its directory"));
     let tensors = SafeTensors::deserialize(&map).map_err(|e| damaged(e.to_string()))?;
-    for (i, name) in ARENAS.into_iter().enumerate() {
+    let names: Vec<&str> = model.params.state()?.into_iter().map(|(name, _)| name).collect();
+    for name in names {
         let view = tensors.tensor(name).map_err(|e| damaged(e.to_string()))?;
         if view.dtype() != Dtype::F32 || view.shape() != [model.params.arena_len()] {
             return Err(damaged(format!("{name} has another size")));
         }
-        // One at a time: copies of all three would be the run's peak of memory.
+        // One at a time: copies of all would be the run's peak of memory.
         let values: Vec<f32> =
             view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let arena = candle_core::Tensor::from_vec(values, model.params.arena_len(), model.params.device())?;
-        model.params.restore(i, &arena)?;
+        let arena = Tensor::from_vec(values, model.params.arena_len(), model.params.device())?;
+        model.params.restore(name, &arena)?;
     }
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! One optimizer step: forward and backward of a window of batches, clipping, learning rate, AdamW.
 
-use super::config::{Scheduler, TrainConfig};
+use super::config::TrainConfig;
+use super::plan::Plan;
 use crate::data::Batch;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::heads::Objective;
-use crate::model::Model;
+use crate::model::{LoadReport, Model, Thaw, Tuning};
 use crate::ops::adamw::AdamWStep;
-use crate::optim::schedule::{Decay, Schedule};
+use crate::optim::schedule::Schedule;
 use crate::rng::PassKey;
 
 /// What one step needs from the config, with the schedule of the whole run.
@@ -20,6 +21,10 @@ pub struct StepConfig {
     /// 0 turns clipping off.
     pub max_grad_norm: f64,
     pub objective: Objective,
+    /// 0 turns the moving average of the weights off.
+    pub ema_decay: f64,
+    /// Length of the adversarial perturbation; 0 turns it off.
+    pub fgm_epsilon: f64,
     /// Batches a window holds at most; numbers the passes for dropout.
     pub accumulation: u64,
     pub seed: u64,
@@ -28,13 +33,8 @@ pub struct StepConfig {
 impl StepConfig {
     /// For a run of `total` steps; class weights, which need the data, are left out.
     pub fn new(c: &TrainConfig, total: u64) -> Self {
-        let decay = match c.lr_scheduler_type {
-            Scheduler::Linear => Decay::Linear,
-            Scheduler::Cosine => Decay::Cosine,
-            Scheduler::Constant | Scheduler::ConstantWithWarmup => Decay::Constant,
-        };
         Self {
-            schedule: Schedule { peak: c.learning_rate, decay, warmup: c.warmup_steps_for(total), total },
+            schedule: c.schedule(total),
             weight_decay: c.weight_decay,
             beta1: c.adam_beta1,
             beta2: c.adam_beta2,
@@ -44,11 +44,50 @@ impl StepConfig {
                 label_smoothing: c.label_smoothing_factor,
                 class_weights: None,
                 focal_gamma: c.focal_gamma,
+                r_drop: c.r_drop,
             },
+            ema_decay: c.ema_decay,
+            fgm_epsilon: c.fgm_epsilon,
             accumulation: c.gradient_accumulation_steps as u64,
             seed: c.seed,
         }
     }
+}
+
+/// Has `model` begin and learn as the config says; to be called once, before training. `report` tells what begins anew.
+pub fn tune(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut LoadReport) -> Result<()> {
+    let layers_per_epoch = config.unfreeze_layers_per_epoch;
+    // The embeddings are one more part to thaw, and the head's epoch comes first.
+    let epochs = model.encoder().0.config().names.layers.len() + 2;
+    let thaw = Thaw { layers_per_epoch, epoch_starts: plan.epoch_starts(epochs) };
+    model.tune(&Tuning {
+        freeze: config.freeze.clone(),
+        freeze_layers: config.freeze_layers,
+        thaw: (layers_per_epoch > 0).then_some(thaw),
+        layer_wise_lr_decay: config.layer_wise_lr_decay,
+        head_rate: config.head_learning_rate.map(|rate| rate / config.learning_rate),
+    })?;
+    model.reinitialise(config.reinit_layers, config.seed, report)?;
+    if config.r_drop > 0.0 && !model.encoder().0.config().has_dropout() {
+        return Err(Error::input("train.r_drop compares passes under dropout, but the model's config.json has none"));
+    }
+    let words = model.encoder().0.config().names.embeddings.word.clone();
+    if config.fgm_epsilon > 0.0 && !model.params.trained().any(|s| s.name == words) {
+        let message =
+            "train.fgm_epsilon moves the word embeddings along their gradient, but they are frozen; remove one";
+        return Err(Error::input(message));
+    }
+    Ok(())
+}
+
+/// [`tune`], and the arenas that training needs.
+pub fn start(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut LoadReport) -> Result<()> {
+    tune(model, config, plan, report)?;
+    model.params.start_training()?;
+    if config.ema_decay > 0.0 {
+        model.params.start_average()?;
+    }
+    Ok(())
 }
 
 /// What a window's passes gave.
@@ -66,12 +105,31 @@ pub struct Window {
 /// Forward and backward of the window of step `step` (from 0); gradients are those of the mean loss of the whole window,
 /// whatever its split into batches. Stops early, with a NaN norm, at a loss that is not finite.
 pub fn gradients(model: &mut Model, window: &[Batch], config: &StepConfig, step: u64) -> Result<Window> {
+    model.params.begin_step(step);
     let rows: usize = window.iter().map(Batch::len).sum();
     let divisor: f64 = window.iter().map(|b| config.objective.divisor(&b.targets, b.len())).sum();
-    let mut loss_sum = 0.0;
-    for (i, batch) in window.iter().enumerate() {
-        let key = PassKey::new(config.seed, step * config.accumulation + i as u64);
-        loss_sum += model.forward_backward(batch, Some(key), &config.objective, 1.0 / divisor, i > 0)?;
+    let passes = |model: &mut Model, seed: u64, accumulate: bool| -> Result<f64> {
+        let mut loss_sum = 0.0;
+        for (i, batch) in window.iter().enumerate() {
+            let key = PassKey::new(seed, step * config.accumulation + i as u64);
+            let accumulate = accumulate || i > 0;
+            loss_sum += model.forward_backward(batch, Some(key), &config.objective, 1.0 / divisor, accumulate)?;
+            if !loss_sum.is_finite() {
+                break;
+            }
+        }
+        Ok(loss_sum)
+    };
+    let loss_sum = passes(model, config.seed, false)?;
+    if !loss_sum.is_finite() {
+        return Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
+    }
+    if config.fgm_epsilon > 0.0 {
+        // Fast gradient method (Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text Classification"):
+        // the gradients where the loss is worse are added, under dropout of their own.
+        let kept = model.params.perturb_rows(config.fgm_epsilon)?;
+        let loss_sum = passes(model, !config.seed, true)?;
+        model.params.put_back(&kept)?;
         if !loss_sum.is_finite() {
             return Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
         }
@@ -88,5 +146,8 @@ pub fn update(model: &Model, grad_norm: f64, config: &StepConfig, step: u64) -> 
     let (beta1, beta2, epsilon) = (config.beta1, config.beta2, config.epsilon);
     let adamw = AdamWStep { learning_rate, beta1, beta2, epsilon, step: step + 1, grad_scale };
     model.params.step(adamw, config.weight_decay)?;
+    if config.ema_decay > 0.0 {
+        model.params.average(config.ema_decay, step + 1, config.weight_decay)?;
+    }
     Ok(learning_rate)
 }

@@ -58,12 +58,15 @@ pub fn time_steps(
     let epoch = Epoch::new(config, train, 0);
     let step_config = StepConfig::new(config, total_steps.max(1));
     model.recompute_activations(config.gradient_checkpointing);
+    // Gradual unfreezing ends with steps in which all learns.
+    let from = if config.unfreeze_layers_per_epoch > 0 { total_steps } else { 0 };
     let window = |step: u64| -> Vec<Batch> { epoch.window(step).map(|rows| train.batch(rows)).collect() };
     let time = |model: &mut Model, window: &[Batch], step: u64| -> Result<f64> {
         if reporter.interrupted() {
             return Err(Error::Interrupted { resumable: false });
         }
         let before = Instant::now();
+        let step = from + step;
         let passed = gradients(model, window, &step_config, step)?;
         update(model, passed.grad_norm, &step_config, step)?;
         Ok(before.elapsed().as_secs_f64())

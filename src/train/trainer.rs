@@ -89,7 +89,7 @@ impl Trainer<'_> {
                 None => plan.ends_epoch(state.step),
             };
             let (eval_due, save_due) = (at(self.config.eval_steps), at(self.config.save_steps));
-            let gained = (eval_due || state.step == total) && self.evaluate(&mut state, &plan)?;
+            let gained = (eval_due || state.step == total) && self.evaluate_average(&mut state, &plan)?;
             let over = state.step == total || self.is_out_of_patience(&state);
             let interrupted = self.reporter.interrupted() && !over;
             // With a new best model the checkpoint must know of it: else a run that is killed later resumes to another best.
@@ -116,8 +116,8 @@ impl Trainer<'_> {
     ) -> Result<()> {
         let passed = gradients(self.model, window, config, state.step)?;
         self.must_be_finite(window, state.step, passed.loss_sum, passed.grad_norm)?;
-        if state.step == 0 {
-            self.must_reach_all()?;
+        if self.model.params.learners().any(|(_, learning)| learning.since == Some(state.step)) {
+            self.must_reach_all(state.step)?;
         }
         session.learning_rate = update(self.model, passed.grad_norm, config, state.step)?;
         session.grad_norm = passed.grad_norm;
@@ -180,15 +180,24 @@ impl Trainer<'_> {
         )))
     }
 
-    fn must_reach_all(&self) -> Result<()> {
+    fn must_reach_all(&self, step: u64) -> Result<()> {
         let names = self.model.unreached()?;
         if names.is_empty() {
             return Ok(());
         }
         Err(Error::Failed(format!(
-            "step 1: no finite gradient reached {}; the model would not learn there",
+            "step {}: no finite gradient reached {}; the model would not learn there",
+            step + 1,
             names.join(", ")
         )))
+    }
+
+    /// [`Self::evaluate`] with the moving average of the weights, where one is kept.
+    fn evaluate_average(&mut self, state: &mut State, plan: &Plan) -> Result<bool> {
+        self.model.params.swap_average();
+        let gained = self.evaluate(state, plan);
+        self.model.params.swap_average();
+        gained
     }
 
     /// Scores the eval sets, if there are any; keeps the model if it is the best so far and says whether it is.
@@ -257,6 +266,7 @@ impl Trainer<'_> {
 
     /// Leaves the best model in `model/` and loaded.
     fn finish(&mut self, state: &State) -> Result<()> {
+        self.model.params.swap_average();
         match &state.best {
             Some(best) if best.step < state.step => self.model.reload(&Pretrained::open(&self.run.model())?),
             Some(_) => Ok(()),

@@ -66,6 +66,7 @@ pub fn norm(a: &[f32]) -> f64 {
 }
 
 /// The largest |a − b|.
+#[allow(dead_code)] // not every test file uses it
 pub fn worst(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| if (a - b).is_nan() { f32::INFINITY } else { (a - b).abs() }).fold(0.0, f32::max)

@@ -1,44 +1,46 @@
 //! CUDA bodies: one launch over all segments; a norm is the one number of a step that comes back from the device.
 
-use super::{AdamW, BLOCK, Scalars, Segment};
+use super::{AdamW, AdamWStep, BLOCK, Segment};
 use crate::ops::gpu::{Args, Gpu, Grid, Memory, View};
 use candle_core::{DType, Result, bail};
 
-/// Segments as the kernels read them, and how many blocks they make.
-fn table(gpu: &Gpu<'_>, segments: &[Segment], n: usize) -> Result<(Memory, usize, usize)> {
+/// Segments as the kernels read them, and how many blocks they make; what is a segment's own of a step is zero without one.
+fn table(gpu: &Gpu<'_>, segments: &[Segment], step: Option<&AdamWStep>, n: usize) -> Result<(Memory, usize, usize)> {
     let (mut words, mut blocks, mut count) = (vec![], 0usize, 0);
     for s in segments.iter().filter(|s| !s.range.is_empty()) {
         if s.range.end > n || u32::try_from(s.range.end).is_err() {
             bail!("adamw: a segment ends at {} of {n}", s.range.end);
         }
-        let decay = s.weight_decay.to_bits();
-        words.extend([s.range.start as u32, s.range.end as u32, blocks as u32, decay as u32, (decay >> 32) as u32]);
+        let own = step.map_or([0; 3], |step| {
+            let scalars = step.scalars(s);
+            [scalars.keep, scalars.step_size, scalars.inverse_sqrt_correction2].map(f32::to_bits)
+        });
+        words.extend([s.range.start as u32, s.range.end as u32, blocks as u32].into_iter().chain(own));
         blocks += s.range.len().div_ceil(BLOCK);
         count += 1;
     }
     Ok((gpu.constant(&words)?, count, blocks))
 }
 
-pub(super) fn step(op: &AdamW<'_>, scalars: &Scalars, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+pub(super) fn step(op: &AdamW<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
     let ([w, m, v], [g]) = (dst, src) else { bail!("adamw: three destinations, one source") };
     let n = w.cols;
     for arena in [w, m, v, g] {
         arena.expect("adamw", 1, n, DType::F32)?;
     }
-    let (table, count, blocks) = table(gpu, op.segments, n)?;
+    let (table, count, blocks) = table(gpu, op.segments, Some(&op.step), n)?;
     let pair = |a: f32, b: f32| u64::from(b.to_bits()) << 32 | u64::from(a.to_bits());
-    let s = scalars;
+    // Alike for all segments.
+    let s = op.step.scalars(&Segment::new(0..0, 0.0));
     let p = [
         w.at,
         m.at,
         v.at,
         g.at,
         table.at(),
-        op.step.learning_rate.to_bits(),
         pair(s.scale, s.beta1),
         pair(s.one_minus_beta1, s.beta2),
-        pair(s.one_minus_beta2, s.step_size),
-        pair(s.inverse_sqrt_correction2, s.epsilon),
+        pair(s.one_minus_beta2, s.epsilon),
     ];
     gpu.launch("adamw", Grid::new([blocks, 1, 1], 256), Args::new(&p, &[count])?)
 }
@@ -48,7 +50,7 @@ pub(super) fn squares(segments: &[Segment], gpu: &Gpu<'_>, dst: &[View], src: &[
     let ([out], [g]) = (dst, src) else { bail!("sum_squares: one destination, one source") };
     g.expect("sum_squares", 1, g.cols, DType::F32)?;
     out.expect("sum_squares", 1, 2, DType::F32)?;
-    let (table, count, blocks) = table(gpu, segments, g.cols)?;
+    let (table, count, blocks) = table(gpu, segments, None, g.cols)?;
     let partial = gpu.room(8 * blocks)?;
     let args = Args::new(&[partial.at(), g.at, table.at()], &[count])?;
     gpu.launch("block_squares", Grid::new([blocks, 1, 1], 256), args)?;

@@ -1,8 +1,9 @@
 // One launch over all segments, in blocks of 4096 values; and the sum of squares over ranges, cut likewise.
 #include "../gpu/common.cuh"
 
-// start, end, number of its first block, and the bits of its weight decay in f64
-#define SEGMENT_WORDS 5
+// start, end, number of its first block, and the bits of three f32: what weight decay keeps, the step size, and the inverse
+// root of the second moment's correction
+#define SEGMENT_WORDS 6
 #define BLOCK_VALUES 4096
 
 // The segment that a block belongs to, and its part of it.
@@ -22,17 +23,15 @@ __device__ const u32 *part(const u32 *segments, int count, u32 block, u32 &start
 // The two f32 that a word holds.
 __device__ float low(u64 bits) { return __uint_as_float((u32)bits); }
 __device__ float high(u64 bits) { return __uint_as_float((u32)(bits >> 32)); }
-__device__ double double_of(u64 bits) { return __longlong_as_double((long long)bits); }
 
 extern "C" __global__ void adamw(Args a) {
     float *w = (float *)a.p[0], *m = (float *)a.p[1], *v = (float *)a.p[2];
     const float *g = (const float *)a.p[3];
     u32 start, end;
     const u32 *s = part((const u32 *)a.p[4], a.n[0], blockIdx.x, start, end);
-    double learning_rate = double_of(a.p[5]), decay = double_of((u64)s[4] << 32 | s[3]);
-    float keep = (float)(1.0 - learning_rate * decay);
-    float scale = low(a.p[6]), beta1 = high(a.p[6]), one_minus_beta1 = low(a.p[7]), beta2 = high(a.p[7]);
-    float one_minus_beta2 = low(a.p[8]), step_size = high(a.p[8]), inverse_sqrt_correction2 = low(a.p[9]), epsilon = high(a.p[9]);
+    float keep = __uint_as_float(s[3]), step_size = __uint_as_float(s[4]), inverse_sqrt_correction2 = __uint_as_float(s[5]);
+    float scale = low(a.p[5]), beta1 = high(a.p[5]), one_minus_beta1 = low(a.p[6]), beta2 = high(a.p[6]);
+    float one_minus_beta2 = low(a.p[7]), epsilon = high(a.p[7]);
     for (u32 i = start + threadIdx.x; i < end; i += blockDim.x) {
         float gi = g[i] * scale;
         float mi = beta1 * m[i] + one_minus_beta1 * gi;

@@ -31,6 +31,38 @@ pub struct AdamWStep {
 pub struct Segment {
     pub range: Range<usize>,
     pub weight_decay: f64,
+    /// The learning rate is multiplied by this.
+    pub rate: f64,
+    /// Steps that the range sat out before it began to learn: its bias corrections count without them.
+    pub since: u64,
+}
+
+impl Segment {
+    /// At the learning rate itself, from the first step on.
+    pub fn new(range: Range<usize>, weight_decay: f64) -> Self {
+        Self { range, weight_decay, rate: 1.0, since: 0 }
+    }
+}
+
+impl AdamWStep {
+    /// What the loop over a segment's values needs.
+    fn scalars(&self, segment: &Segment) -> Scalars {
+        let steps = self.step.saturating_sub(segment.since).max(1) as i32;
+        let correction1 = 1.0 - self.beta1.powi(steps);
+        let correction2 = 1.0 - self.beta2.powi(steps);
+        let learning_rate = self.learning_rate * segment.rate;
+        Scalars {
+            scale: self.grad_scale as f32,
+            beta1: self.beta1 as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            step_size: (learning_rate / correction1) as f32,
+            inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
+            epsilon: self.epsilon as f32,
+            keep: (1.0 - learning_rate * segment.weight_decay) as f32,
+        }
+    }
 }
 
 /// Updates `weights` and the moments `m`, `v` from `grads` (all `[parameters]`) on the given ascending, disjoint
@@ -49,7 +81,7 @@ pub fn adamw(
 /// Σ g² over the ranges, in f64 over fixed blocks: the same bits for every thread count.
 pub fn sum_squares(grads: &Tensor, ranges: &[Range<usize>]) -> Result<f64> {
     if on_gpu(grads.device()) {
-        let segments: Vec<_> = ranges.iter().map(|r| Segment { range: r.clone(), weight_decay: 0.0 }).collect();
+        let segments: Vec<_> = ranges.iter().map(|r| Segment::new(r.clone(), 0.0)).collect();
         // The two halves of an f64.
         let sum = Tensor::zeros(2, DType::F32, grads.device())?;
         launch(&Squares { segments: &segments }, &[&sum], &[grads])?;
@@ -78,7 +110,8 @@ const BLOCK: usize = 4096;
 /// Blocks a task.
 const TASK: usize = 16;
 
-fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+/// A range in blocks.
+pub(super) fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     range.clone().step_by(BLOCK).map(move |at| at..(at + BLOCK).min(range.end))
 }
 
@@ -94,22 +127,6 @@ struct AdamW<'a> {
 }
 
 impl AdamW<'_> {
-    fn scalars(&self) -> Scalars {
-        let s = &self.step;
-        let correction1 = 1.0 - s.beta1.powi(s.step as i32);
-        let correction2 = 1.0 - s.beta2.powi(s.step as i32);
-        Scalars {
-            scale: s.grad_scale as f32,
-            beta1: s.beta1 as f32,
-            one_minus_beta1: (1.0 - s.beta1) as f32,
-            beta2: s.beta2 as f32,
-            one_minus_beta2: (1.0 - s.beta2) as f32,
-            step_size: (s.learning_rate / correction1) as f32,
-            inverse_sqrt_correction2: (1.0 / correction2.sqrt()) as f32,
-            epsilon: s.epsilon as f32,
-        }
-    }
-
     fn check_order(&self) -> Result<()> {
         if self.segments.windows(2).any(|s| s[0].range.end > s[1].range.start) {
             bail!("adamw: segments overlap");
@@ -134,18 +151,18 @@ impl Kernel for AdamW<'_> {
         if self.segments.last().is_some_and(|s| s.range.end > n) {
             bail!("adamw: segments leave the arena");
         }
-        let scalars = self.scalars();
-        let work: Vec<(Range<usize>, f32)> = self
+        let work: Vec<(Range<usize>, Scalars)> = self
             .segments
             .iter()
-            .flat_map(|s| blocks(s.range.clone()).map(|b| (b, (1.0 - self.step.learning_rate * s.weight_decay) as f32)))
+            .map(|s| (s, self.step.scalars(s)))
+            .flat_map(|(s, scalars)| blocks(s.range.clone()).map(move |b| (b, scalars)))
             .collect();
         let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
         for_each(work.len().div_ceil(TASK), |task| {
-            for (range, keep) in work.iter().skip(task * TASK).take(TASK) {
+            for (range, scalars) in work.iter().skip(task * TASK).take(TASK) {
                 // SAFETY: segments are disjoint (checked above) and blocks cut them without overlap.
                 let (w, m, v) = unsafe { (w.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
-                update(w, m, v, &g[range.clone()], scalars, *keep);
+                update(w, m, v, &g[range.clone()], *scalars);
             }
         });
         Ok(())
@@ -154,7 +171,7 @@ impl Kernel for AdamW<'_> {
     #[cfg(gpu)]
     fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
         self.check_order()?;
-        cuda::step(self, &self.scalars(), gpu, dst, src)
+        cuda::step(self, gpu, dst, src)
     }
 }
 
@@ -189,10 +206,12 @@ struct Scalars {
     step_size: f32,
     inverse_sqrt_correction2: f32,
     epsilon: f32,
+    /// What weight decay leaves of a weight.
+    keep: f32,
 }
 
 simd! {
-    fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Scalars, keep: f32) {
+    fn update(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: Scalars) {
         let n = g.len();
         let (w, m, v) = (&mut w[..n], &mut m[..n], &mut v[..n]);
         for i in 0..n {
@@ -200,7 +219,7 @@ simd! {
             m[i] = madd::<FMA>(s.beta1, m[i], s.one_minus_beta1 * g);
             v[i] = madd::<FMA>(s.beta2, v[i], s.one_minus_beta2 * g * g);
             let denominator = madd::<FMA>(v[i].sqrt(), s.inverse_sqrt_correction2, s.epsilon);
-            w[i] = w[i] * keep - s.step_size * m[i] / denominator;
+            w[i] = w[i] * s.keep - s.step_size * m[i] / denominator;
         }
     }
 }
@@ -215,32 +234,35 @@ mod tests {
         let n = 10_007;
         let (w, m, v) = (vector(n, 1), vector(n, 2).affine(0.0, 0.0).unwrap(), vector(n, 2).affine(0.0, 0.0).unwrap());
         let segments = [
-            Segment { range: 3..5000, weight_decay: 0.1 },
-            Segment { range: 5000..5001, weight_decay: 0.0 },
-            Segment { range: 9000..n, weight_decay: 0.0 },
+            Segment::new(3..5000, 0.1),
+            Segment::new(5000..5001, 0.0),
+            // Slower, and at rest in the first two steps.
+            Segment { rate: 0.3, since: 2, ..Segment::new(9000..n, 0.2) },
         ];
         let mut w64: Vec<f64> = flat(&w).iter().map(|&v| v as f64).collect();
         let (mut m64, mut v64) = (vec![0f64; n], vec![0f64; n]);
         for step in 1..=5 {
             let g = vector(n, 10 + step as u32);
             let s = AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step, grad_scale: 0.5 };
-            adamw(&w, &m, &v, &g, s, &segments).unwrap();
+            let learning = &segments[..if step > 2 { 3 } else { 2 }];
+            adamw(&w, &m, &v, &g, s, learning).unwrap();
             let g = flat(&g);
-            for seg in &segments {
+            for seg in learning {
+                let (rate, step) = (1e-2 * seg.rate, (step - seg.since) as i32);
                 for i in seg.range.clone() {
                     let gi = g[i] as f64 * 0.5;
                     m64[i] = 0.9 * m64[i] + 0.1 * gi;
                     v64[i] = 0.999 * v64[i] + 0.001 * gi * gi;
-                    let mhat = m64[i] / (1.0 - 0.9f64.powi(step as i32));
-                    let vhat = v64[i] / (1.0 - 0.999f64.powi(step as i32));
-                    w64[i] -= 1e-2 * (seg.weight_decay * w64[i] + mhat / (vhat.sqrt() + 1e-8));
+                    let mhat = m64[i] / (1.0 - 0.9f64.powi(step));
+                    let vhat = v64[i] / (1.0 - 0.999f64.powi(step));
+                    w64[i] -= rate * (seg.weight_decay * w64[i] + mhat / (vhat.sqrt() + 1e-8));
                 }
             }
         }
         close(&flat(&w), &w64, 1e-6, "w");
         close(&flat(&m), &m64, 1e-6, "m");
         close(&flat(&v), &v64, 1e-6, "v");
-        let bad = [Segment { range: 0..5, weight_decay: 0.0 }, Segment { range: 4..6, weight_decay: 0.0 }];
+        let bad = [Segment::new(0..5, 0.0), Segment::new(4..6, 0.0)];
         let s = AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
         assert!(adamw(&w, &m, &v, &vector(n, 1), s, &bad).is_err());
     }

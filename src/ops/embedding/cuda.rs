@@ -7,7 +7,9 @@ use candle_core::{DType, Result, bail};
 
 fn check(name: &str, shape: &EmbeddingShape, block: &View, index: &[View], tokens: usize, h: usize) -> Result<()> {
     if shape.positions == 0 {
-        bail!("{name}: embeddings without positions (rotary models) have no CUDA kernel yet; compute with --device cpu");
+        bail!(
+            "{name}: embeddings without positions (rotary models) have no CUDA kernel yet; compute with --device cpu"
+        );
     }
     block.expect_dense(name, shape.rows(), h, DType::F32)?;
     index.iter().try_for_each(|v| v.expect_values(name, tokens, DType::U32))
