@@ -76,11 +76,12 @@ impl Machine {
 
     /// That `cuda` is refused with these words, `auto` stays on the CPU, and `info` says why.
     fn lacks(&self, words: &[&str]) {
-        let predict = ["predict", "--model", MODEL, "no such file"];
+        // The model has no head yet: the CPU says so.
+        let predict = ["predict", "--model", MODEL];
         let (code, out, err) = self.run("cuda", &predict);
         assert!(code == 2 && out.is_empty() && words.iter().all(|w| err.contains(w)), "{code} {err}");
         let (code, out, err) = self.run("auto", &predict);
-        assert!(code == 2 && out.is_empty() && err.contains("no such file") && !err.contains("CUDA"), "{code} {err}");
+        assert!(code == 2 && out.is_empty() && err.contains("no classifier") && !err.contains("CUDA"), "{code} {err}");
         let (code, out, _) = self.run("auto", &["info"]);
         assert!(code == 0 && out.contains("devices       cpu;") && words.iter().all(|w| out.contains(w)), "{out}");
     }

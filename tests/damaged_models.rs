@@ -188,6 +188,10 @@ fn a_config_that_no_model_has() {
         (json!({"id2label": {"0": "cold", "2": "dull"}}), &["id2label entry \"2\"", "0 to 1"][..]),
         (json!({"id2label": {"0": "cold", "x": "dull"}}), &["id2label entry \"x\""][..]),
         (json!({"id2label": {"0": "cold", "1": 7}}), &["id2label entry \"1\""][..]),
+        (
+            json!({"architectures": ["BertForTokenClassification"]}),
+            &["BertForTokenClassification is no classifier"][..],
+        ),
     ];
     for (change, says) in cases {
         let folder = copy();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// The top-level modules, lowest first. The first two rows are what everything may use; `error` and `suggest` come
 /// before the rest of them, which return errors themselves.
-const ROWS: [&[&str]; 9] = [
+const ROWS: [&[&str]; 10] = [
     &["error", "suggest"],
     &["rng", "device", "hub"],
     &["ops", "data", "metrics"],
@@ -21,6 +21,7 @@ const ROWS: [&[&str]; 9] = [
     &["train", "predict", "check"],
     &["config"],
     &["cli"],
+    &["bin"],
 ];
 
 /// Words that the arithmetic has no business knowing, in code or in a string (a checkpoint name, say).

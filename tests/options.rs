@@ -245,10 +245,10 @@ fn what_cannot_be_is_refused() {
     for (config, says) in [
         (TrainConfig { freeze_layers: 5, ..plain.clone() }, "freeze_layers is 5, but the model has 4 layers"),
         (TrainConfig { reinit_layers: 5, ..plain.clone() }, "reinit_layers is 5, but the model has 4 layers"),
-        (TrainConfig { reinit_layers: 2, freeze_layers: 3, ..plain.clone() }, "anew, but it is frozen"),
+        (TrainConfig { reinit_layers: 2, freeze_layers: 3, ..plain.clone() }, "anew, but it never learns"),
         (
             TrainConfig { reinit_layers: 1, freeze: freeze(&["*.3.output.*"]), ..plain.clone() },
-            "anew, but it is frozen",
+            "anew, but it never learns",
         ),
         (TrainConfig { fgm_epsilon: 1.0, freeze_layers: 1, ..plain.clone() }, "fgm_epsilon"),
         (TrainConfig { fgm_epsilon: 1.0, unfreeze_layers_per_epoch: 1, ..plain.clone() }, "fgm_epsilon"),

@@ -322,6 +322,8 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("train.fgm_epsilon".into(), on(train.fgm_epsilon));
     let or_null = |n: usize| json!(Some(n).filter(|n| *n > 0));
     map.insert("train.unfreeze_layers_per_epoch".into(), or_null(train.unfreeze_layers_per_epoch));
+    map.insert("train.freeze_layers".into(), or_null(train.freeze_layers));
+    map.insert("train.freeze".into(), json!(Some(&train.freeze).filter(|f| !f.is_empty())));
     map.insert("train.class_weights".into(), json!(prepared.class_weights));
     map.insert("train.focal_gamma".into(), on(train.focal_gamma));
     for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {

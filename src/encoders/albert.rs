@@ -18,7 +18,8 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         let message = format!("num_hidden_groups {groups} and inner_group_num {inner} do not fit {passes} layers");
         return Err(keys.wrong(message));
     }
-    let group = |pass: usize| pass * groups / passes;
+    // In floats, as transformers has it: in integers some passes would be of another group.
+    let group = |pass: usize| (pass as f64 / (passes as f64 / groups as f64)) as usize;
     let all = (0..passes).flat_map(|pass| (0..inner).map(move |i| layer_names(group(pass), i)));
     base.names.layers = all.collect();
     base.names.embeddings.projection = Some("albert.encoder.embedding_hidden_mapping_in".into());
@@ -61,6 +62,8 @@ mod tests {
         assert_eq!(modules(4, 2, 1), ["00", "00", "10", "10"]);
         // As transformers' int(i / (passes / groups)).
         assert_eq!(modules(3, 2, 2), ["00", "01", "00", "01", "10", "11"]);
+        // Where rounding decides: 9 / (18 / 14) is 6.999….
+        assert_eq!(modules(18, 14, 1)[9], "60");
         assert!(read(2, 3, 1).unwrap_err().to_string().contains("num_hidden_groups 3"));
     }
 }

@@ -19,7 +19,8 @@ pub struct Objective {
     /// γ of the focal loss; 0 turns it off.
     pub focal_gamma: f64,
     /// α of R-Drop (Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks"); 0 turns it off. Each row passes
-    /// twice under different dropout; it adds half of both losses and `α·w_y·½(KL(p‖q) + KL(q‖p))` of the two answers.
+    /// twice under different dropout; it adds half of both losses and `α·w_y·½(KL(p‖q) + KL(q‖p))` of the two answers. That
+    /// is the authors' code; the paper's formula does not halve the losses, so its α is twice this one.
     pub r_drop: f64,
 }
 
@@ -115,7 +116,7 @@ mod tests {
 
     /// Loss and gradient by PyTorch (`tests/golden/make_options.py`); with weights that are all 2, twice as much.
     #[test]
-    fn r_drop_is_that_of_the_paper() {
+    fn r_drop_is_that_of_its_authors() {
         let file = include_str!("../../tests/golden/fixtures/classification/options.json");
         let json: serde_json::Value = serde_json::from_str(file).unwrap();
         let want: RDrop = serde_json::from_value(json["r_drop"].clone()).unwrap();

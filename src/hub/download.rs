@@ -186,6 +186,7 @@ fn free(dir: &Path) -> Option<u64> {
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: `name` ends with a zero byte and `stat` is valid for writes.
     let done = unsafe { libc::statvfs(name.as_ptr(), &raw mut stat) };
+    #[allow(clippy::useless_conversion, reason = "the fields are narrower on other systems")]
     (done == 0).then(|| u64::from(stat.f_bavail).saturating_mul(u64::from(stat.f_frsize)))
 }
 

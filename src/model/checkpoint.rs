@@ -108,6 +108,13 @@ impl Pretrained {
     /// # Errors
     /// [`Error::Input`] for tasks that are not in this version, and where there is no classifier.
     pub fn task(&self) -> Result<Task> {
+        let class = self.json["architectures"][0].as_str().unwrap_or_default();
+        if ["ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering"].iter().any(|of| class.ends_with(of))
+        {
+            return Err(
+                self.wrong(format!("a {class} is no classifier of rows, and other tasks are not in this version"))
+            );
+        }
         let labels = self.labels()?;
         let classifier = &self.config.pooling.out;
         let weight = self.weights.get(&format!("{classifier}.weight"));

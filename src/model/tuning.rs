@@ -38,9 +38,12 @@ pub struct Thaw {
 }
 
 impl Thaw {
-    /// The first step of a part with so many others between it and the head.
-    fn since(&self, below_top: usize) -> Option<u64> {
-        self.epoch_starts.get(below_top / self.layers_per_epoch.max(1) + 1).copied()
+    /// The first step of a part of a model with so many layers, if the run is long enough for it: the layers from the top
+    /// down from the second epoch on, the embeddings (part 0) an epoch after the last of them.
+    fn since(&self, part: usize, layers: usize) -> Option<u64> {
+        let per_epoch = self.layers_per_epoch.max(1);
+        let epoch = if part == 0 { layers.div_ceil(per_epoch) + 1 } else { (layers - part) / per_epoch + 1 };
+        self.epoch_starts.get(epoch).copied()
     }
 }
 
@@ -71,7 +74,7 @@ impl Model {
             let kept = tuning.freeze_layers > 0 && part <= tuning.freeze_layers;
             let since = match &tuning.thaw {
                 _ if kept || patterns.iter().any(|p| p.is_match(&spec.name)) => None,
-                Some(thaw) if part <= layers => thaw.since(layers - part),
+                Some(thaw) if part <= layers => thaw.since(part, layers),
                 _ => Some(0),
             };
             let decayed = tuning.layer_wise_lr_decay.powi((layers + 1 - part) as i32);
@@ -82,6 +85,15 @@ impl Model {
         self.params.learn(learning);
         if self.params.trained().next().is_none() {
             return Err(Error::input("train.freeze: nothing is left to train"));
+        }
+        let below_learns = self.params.trained().any(|s| !self.is_head(s));
+        let below = [
+            ("layer_wise_lr_decay", tuning.layer_wise_lr_decay != 1.0),
+            ("unfreeze_layers_per_epoch", tuning.thaw.is_some()),
+        ];
+        if let Some((key, _)) = below.iter().find(|(_, used)| *used && !below_learns) {
+            let message = format!("train.{key} is set, but nothing below the head ever learns; remove it");
+            return Err(Error::input(message));
         }
         if tuning.head_rate.is_some() && !self.params.trained().any(|s| self.is_head(s)) {
             let message = "train.head_learning_rate is set, but train.freeze keeps the head as it is; remove one";
@@ -106,15 +118,18 @@ impl Model {
         let is_top = |s: &Spec| if self.is_head(s) { is_pooler(s) } else { self.encoder.depth(s) > from };
         for spec in self.params.specs().iter().filter(|s| is_top(s)) {
             if !self.params.learners().any(|(s, _)| s.name == spec.name) {
-                let message =
-                    format!("train.reinit_layers draws {} anew, but it is frozen; lower one of the two", spec.name);
+                let message = format!(
+                    "train.reinit_layers draws {} anew, but it never learns: it is frozen, or the run ends before \
+                     unfreeze_layers_per_epoch comes to it",
+                    spec.name
+                );
                 return Err(Error::input(message));
             }
             let mut values = vec![0.0; spec.len()];
             initialise(&mut values, spec, seed, config.initializer_range);
             self.params.set_weight(spec, values)?;
             if !report.initialised.contains(&spec.name) {
-                report.loaded -= 1;
+                report.loaded = report.loaded.saturating_sub(1);
                 report.initialised.push(spec.name.clone());
             }
         }

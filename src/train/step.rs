@@ -73,8 +73,8 @@ pub fn tune(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut L
     }
     let words = model.encoder().0.config().names.embeddings.word.clone();
     if config.fgm_epsilon > 0.0 && !model.params.trained().any(|s| s.name == words) {
-        let message =
-            "train.fgm_epsilon moves the word embeddings along their gradient, but they are frozen; remove one";
+        let message = "train.fgm_epsilon moves the word embeddings along their gradient, but they are kept as they are \
+                       by train.freeze, freeze_layers or unfreeze_layers_per_epoch; remove one";
         return Err(Error::input(message));
     }
     Ok(())

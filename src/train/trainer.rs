@@ -9,6 +9,7 @@ use super::step::{StepConfig, gradients, update};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
+use std::collections::HashSet;
 use std::time::Instant;
 
 /// Everything a run is made of.
@@ -181,7 +182,16 @@ impl Trainer<'_> {
     }
 
     fn must_reach_all(&self, step: u64) -> Result<()> {
-        let names = self.model.unreached()?;
+        // Those that begin to learn; an older one's gradient may vanish in one window of a well-trained model.
+        let begins: HashSet<&str> = self
+            .model
+            .params
+            .learners()
+            .filter(|(_, learning)| learning.since == Some(step))
+            .map(|(spec, _)| spec.name.as_str())
+            .collect();
+        let mut names = self.model.unreached()?;
+        names.retain(|name| begins.contains(name.as_str()));
         if names.is_empty() {
             return Ok(());
         }

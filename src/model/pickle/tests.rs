@@ -25,7 +25,7 @@ fn zipped(pickle: &[u8], compression: CompressionMethod) -> Vec<u8> {
 fn one_tensor(offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
     let mut p =
         b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n".to_vec();
-    p.extend(b"X\x01\0\0\00X\x03\0\0\0cpuK\x04tQ");
+    p.extend(b"X\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ");
     p.extend([b'K', offset, b'K', shape[0], b'K', shape[1], 0x86, b'K', strides[0], b'K', strides[1], 0x86]);
     p.extend(b"\x89}tRs.");
     p
