@@ -166,7 +166,10 @@ fn options_that_cannot_be_are_refused() {
     refused(&["train.lr_scheduler_kwargs={ num_cycles = 2 }"], &["has num_cycles", "it takes none"]);
     refused(&["train.lr_scheduler_type=cosine_with_restart"], &["expected one of linear", "cosine_with_restarts"]);
     refused(&["train.r_drop=1", "task.kind=regression"], &["train.r_drop", "regression has no probabilities"]);
-    refused(&["train.fgm_epsilon=1", "train.freeze=[\"embeddings\"]"], &["train.fgm_epsilon", "frozen"]);
+    refused(
+        &["train.fgm_epsilon=1", "train.freeze=[\"embeddings\"]"],
+        &["train.fgm_epsilon", "kept as they are by train.freeze"],
+    );
     let (code, text) = w.run(&["config", "validate", "--config", "c.toml", "--set", "train.reinit_layers=5"]);
     assert!(code == 2 && text.contains("train.reinit_layers is 5"), "{text}");
     let kwargs = "train.lr_scheduler_kwargs={ num_cycles = 2 }";

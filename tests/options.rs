@@ -251,6 +251,8 @@ fn what_cannot_be_is_refused() {
             "anew, but it never learns",
         ),
         (TrainConfig { fgm_epsilon: 1.0, freeze_layers: 1, ..plain.clone() }, "fgm_epsilon"),
+        (TrainConfig { layer_wise_lr_decay: 0.9, freeze_layers: 4, ..plain.clone() }, "nothing below the head"),
+        (TrainConfig { unfreeze_layers_per_epoch: 1, freeze_layers: 4, ..plain.clone() }, "nothing below the head"),
         (TrainConfig { fgm_epsilon: 1.0, unfreeze_layers_per_epoch: 1, ..plain.clone() }, "fgm_epsilon"),
         (
             TrainConfig { unfreeze_layers_per_epoch: 1, freeze: freeze(&["pooler", "classifier"]), ..plain.clone() },

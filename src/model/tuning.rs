@@ -86,7 +86,7 @@ impl Model {
         if self.params.trained().next().is_none() {
             return Err(Error::input("train.freeze: nothing is left to train"));
         }
-        let below_learns = self.params.trained().any(|s| !self.is_head(s));
+        let below_learns = self.params.learners().any(|(s, _)| !self.is_head(s));
         let below = [
             ("layer_wise_lr_decay", tuning.layer_wise_lr_decay != 1.0),
             ("unfreeze_layers_per_epoch", tuning.thaw.is_some()),
@@ -204,6 +204,16 @@ fn modules_of(name: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn embeddings_thaw_an_epoch_after_the_lowest_layers() {
+        let thaw = |layers_per_epoch| Thaw { layers_per_epoch, epoch_starts: vec![0, 10, 20, 30] };
+        let since =
+            |by: usize, layers: usize| (0..=layers).map(|part| thaw(by).since(part, layers)).collect::<Vec<_>>();
+        assert_eq!(since(2, 3), [Some(30), Some(20), Some(10), Some(10)]);
+        assert_eq!(since(9, 2), [Some(20), Some(10), Some(10)]);
+        assert_eq!(since(1, 3), [None, Some(30), Some(20), Some(10)]);
+    }
 
     #[test]
     fn patterns_match_whole_names_of_modules() {
