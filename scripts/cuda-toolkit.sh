@@ -4,7 +4,7 @@
 #
 #   scripts/cuda-toolkit.sh DIR        # about 1.5 GB; needs python3 with pip, and a C compiler
 #   . DIR/env                          # CUDA_HOME and what else the build reads
-#   cargo build --release --features cuda
+#   cargo build --release --features cuda --bin bertft-cuda --target-dir target/cuda
 #
 # No driver is needed to build: the library that a driver would bring is replaced by an empty one of the same name for the
 # linker (DIR/stubs), which is never found at run time.
