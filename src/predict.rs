@@ -4,9 +4,9 @@ use crate::data::config::TaskKind;
 use crate::data::sampler::length_sorted;
 use crate::data::{Dataset, Example, Targets, Tokenizer};
 use crate::error::Result;
-use crate::heads::sequence::probabilities;
+use crate::heads::sequence::{probabilities, sigmoids};
 use crate::metrics::classification::argmax;
-use crate::metrics::threshold::decide;
+use crate::metrics::threshold::{Threshold, decide, decide_each};
 use crate::model::Model;
 use serde::{Serialize, Serializer};
 
@@ -18,11 +18,16 @@ pub struct Prediction {
     /// Copied when the input has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<serde_json::Value>,
-    /// The label with the highest probability, or of two the one that the model's threshold decides for; absent for regression.
+    /// The label with the highest probability, or of two the one that the model's threshold decides for; absent for regression
+    /// and where a row may have several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Its probability, or the regression's value.
-    pub score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f32>,
+    /// Where a row may have several labels: those whose probability reaches the threshold, in label order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
     /// Every label's probability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scores: Option<Scores>,
@@ -44,7 +49,7 @@ pub struct Predictor<'a> {
     tokenizer: &'a Tokenizer,
     batch_size: usize,
     max_length: usize,
-    threshold: Option<f64>,
+    threshold: Option<Threshold>,
 }
 
 impl<'a> Predictor<'a> {
@@ -52,8 +57,9 @@ impl<'a> Predictor<'a> {
         Self { model, tokenizer, batch_size, max_length, threshold: None }
     }
 
-    /// Decides between two labels as [`decide`] does; without a threshold the more probable one is taken.
-    pub fn with_threshold(mut self, threshold: Option<f64>) -> Self {
+    /// Decides between two labels as [`decide`] does, without a threshold for the more probable one; on each of several labels
+    /// as [`decide_each`] does, without a threshold from 0.5 on.
+    pub fn with_threshold(mut self, threshold: Option<Threshold>) -> Self {
         self.threshold = threshold;
         self
     }
@@ -79,15 +85,24 @@ impl<'a> Predictor<'a> {
     fn answer(&self, row: &Example, logits: &[f32]) -> Prediction {
         let (row, id) = (row.row, row.id.clone());
         let task = self.model.task();
-        if task.kind == TaskKind::Regression {
-            return Prediction { row, id, label: None, score: logits[0], scores: None };
+        let none = Prediction { row, id, label: None, score: None, labels: None, scores: None };
+        let scores = |p: &[f32]| Some(Scores(task.labels.iter().cloned().zip(p.iter().copied()).collect()));
+        match task.kind {
+            TaskKind::Regression => Prediction { score: Some(logits[0]), ..none },
+            TaskKind::Multilabel => {
+                let p = sigmoids(logits);
+                let thresholds = self.threshold.as_ref().unwrap_or(&Threshold::One(0.5)).each(&task.labels);
+                let labels = decide_each(&p, &thresholds).into_iter().map(|i| task.labels[i as usize].clone());
+                Prediction { labels: Some(labels.collect()), scores: scores(&p), ..none }
+            }
+            TaskKind::Classification => {
+                let p = probabilities(logits, logits.len());
+                let best = match self.threshold.as_ref().and_then(Threshold::one) {
+                    Some(threshold) if p.len() == 2 => decide(p[1], threshold),
+                    _ => argmax(logits),
+                } as usize;
+                Prediction { label: Some(task.labels[best].clone()), score: Some(p[best]), scores: scores(&p), ..none }
+            }
         }
-        let p = probabilities(logits, logits.len());
-        let best = match self.threshold {
-            Some(threshold) if p.len() == 2 => decide(p[1], threshold),
-            _ => argmax(logits),
-        } as usize;
-        let scores = Scores(task.labels.iter().cloned().zip(p.iter().copied()).collect());
-        Prediction { row, id, label: Some(task.labels[best].clone()), score: p[best], scores: Some(scores) }
     }
 }

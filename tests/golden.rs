@@ -21,10 +21,11 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 11] = [
     "classification",
     "pairs",
     "regression",
+    "multilabel",
     "roberta",
     "distilbert",
     "electra",
@@ -167,11 +168,11 @@ struct Variant {
     norms: BTreeMap<String, f64>,
 }
 
-/// `torch.nn.CrossEntropyLoss` with weights and smoothing, and the focal loss, over a window of unequal batches: the mean
+/// `torch.nn.CrossEntropyLoss` with weights and smoothing, the focal loss, and `BCEWithLogitsLoss` with `pos_weight`, over a window of unequal batches: the mean
 /// divides by the whole window's weights.
 #[test]
 fn weighted_and_focal_losses() {
-    for case in ["classification", "pairs"] {
+    for case in ["classification", "pairs", "multilabel"] {
         let (mut model, data, losses) =
             (trainable(&fixture(case, "model")), dataset(case), json::<Losses>(case, "losses.json"));
         let balanced = ClassWeights::Balanced.resolve(&model.task().labels, &data.targets).unwrap();

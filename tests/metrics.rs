@@ -1,5 +1,7 @@
 //! Metrics against scikit-learn and scipy (`golden/make_metrics.py`).
 
+use bertft::metrics::multilabel::Counts;
+use bertft::metrics::threshold::decide_each;
 use bertft::metrics::{Family, Metrics, classification, names, ranking, regression};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -10,6 +12,7 @@ const TOLERANCE: f64 = 1e-9;
 struct Fixture {
     classification: Vec<Classification>,
     ranking: Vec<Ranking>,
+    multilabel: Vec<Multilabel>,
     regression: Vec<Regression>,
 }
 
@@ -31,6 +34,18 @@ struct Classification {
     predicted: Vec<u32>,
     metrics: Map<String, Value>,
     confusion: Vec<u64>,
+    per_class: Vec<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct Multilabel {
+    name: String,
+    labels: usize,
+    threshold: f64,
+    /// `[rows, labels]`: 0 or 1.
+    truth: Vec<u32>,
+    scores: Vec<f32>,
+    metrics: Map<String, Value>,
     per_class: Vec<Map<String, Value>>,
 }
 
@@ -103,6 +118,27 @@ fn rankings_equal_scikit_learn() {
         let [roc_auc, average_precision] = ranking::score(&c.scores, &c.truth, c.classes);
         assert_close(roc_auc, &c.roc_auc, &format!("{}: roc_auc", c.name));
         assert_close(average_precision, &c.average_precision, &format!("{}: average_precision", c.name));
+    }
+}
+
+#[test]
+fn multilabel_equals_scikit_learn() {
+    let cases = fixture().multilabel;
+    assert!(cases.len() >= 8);
+    for c in cases {
+        let (n, mut counts) = (c.labels, Counts::new(c.labels));
+        for (truth, scores) in c.truth.chunks(n).zip(c.scores.chunks(n)) {
+            let truth: Vec<u32> = (0..n as u32).filter(|&label| truth[label as usize] == 1).collect();
+            counts.add(&truth, &decide_each(scores, &vec![c.threshold; n]));
+        }
+        let report = counts.report(ranking::score_sets(&c.scores, n, |row, label| c.truth[row * n + label] == 1));
+        assert_metrics(&report.metrics, &c.metrics, Family::Multilabel, &c.name);
+        for (i, (got, expected)) in report.per_class.iter().zip(&c.per_class).enumerate() {
+            for (name, value) in [("precision", got.precision), ("recall", got.recall), ("f1", got.f1)] {
+                assert_close(value, &expected[name], &format!("{}: label {i} {name}", c.name));
+            }
+            assert_eq!(expected["support"], got.support);
+        }
     }
 }
 

@@ -6,8 +6,9 @@ mod common;
 use bertft::data::{Batch, Dataset, Targets, Tokens};
 use bertft::encoders::{Encoder, Read};
 use bertft::heads::Objective;
-use bertft::heads::sequence::probabilities;
+use bertft::heads::sequence::{probabilities, sigmoids};
 use bertft::metrics::ranking;
+use bertft::metrics::threshold::{Criterion, Threshold};
 use bertft::model::{Model, Pretrained, Task, Tuning};
 use bertft::nn::params::{Layout, Params};
 use bertft::nn::workspace::Space;
@@ -109,17 +110,31 @@ fn a_packed_batch_is_each_row_alone() {
 /// What an evaluation keeps of each row gives the scores that the whole logits give, of the set and of its slices.
 #[test]
 fn an_evaluation_scores_every_row_in_its_place() {
-    for case in ["classification", "pairs", "regression"] {
+    for case in ["classification", "pairs", "regression", "multilabel"] {
         let (mut model, data) = (trainable(&fixture(case, "model")), dataset(case));
         let rows = all(&data);
         let logits = model.logits(&data.batch(&rows)).unwrap();
         let outputs = model.task().outputs();
-        let scored = Scored::new(&mut model, &data, 3, &mut Silent).unwrap();
+        let scored = Scored::new(&mut model, &data, 3, None, &mut Silent).unwrap();
         let got = scored.evaluation(None, None).unwrap().metrics;
         let loss = model.loss_sum(&logits, &data.targets).unwrap() / data.len() as f64;
         assert!((got.get("loss").unwrap() - loss).abs() < 1e-6, "{case}: {got:?}, expected a loss of {loss}");
+        if let Targets::Sets(sets) = &data.targets {
+            let p = sigmoids(&floats(&logits));
+            let expected = ranking::score_sets(&p, outputs, |row, label| sets.of(row).contains(&(label as u32)));
+            assert_eq!([got.get("roc_auc"), got.get("map")], expected.map(Some));
+            // One threshold for all labels, and one that finds every label of every row and more.
+            let threshold = scored.best_threshold(Criterion::F1, false).unwrap();
+            let tuned = scored.evaluation(None, Some(&threshold)).unwrap().metrics;
+            assert!(tuned.get("micro_f1") > got.get("micro_f1") && tuned.get("threshold") == threshold.one());
+            let each = scored.best_threshold(Criterion::F1, true).unwrap();
+            let each = scored.evaluation(None, Some(&each)).unwrap().metrics;
+            assert!(each.get("macro_f1") >= tuned.get("macro_f1") && each.get("threshold").is_none());
+            let all = scored.evaluation(None, Some(&Threshold::One(0.0))).unwrap().metrics;
+            assert_eq!(all.get("micro_recall"), Some(1.0));
+        }
         let Targets::Class(truth) = &data.targets else {
-            assert_eq!(got.get("roc_auc"), None);
+            assert_eq!(got.get("average_precision"), None);
             continue;
         };
         let mut p = probabilities(&floats(&logits), outputs);

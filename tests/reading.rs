@@ -12,7 +12,7 @@ use std::io::{Cursor, Write};
 use std::path::Path;
 
 fn options(format: Format) -> ReadOptions {
-    ReadOptions { format: Some(format), label: Some(Column::Name("label".into())), ..ReadOptions::default() }
+    ReadOptions { format: Some(format), label: Some(Column::Name("label".into()).into()), ..ReadOptions::default() }
 }
 
 fn open(bytes: Vec<u8>, options: &ReadOptions) -> Result<Reader, Error> {

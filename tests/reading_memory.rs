@@ -5,7 +5,7 @@ use bertft::data::{ReadOptions, Reader};
 use std::io::{Cursor, Read};
 
 fn options(format: Format) -> ReadOptions {
-    ReadOptions { format: Some(format), label: Some(Column::Name("label".into())), ..ReadOptions::default() }
+    ReadOptions { format: Some(format), label: Some(Column::Name("label".into()).into()), ..ReadOptions::default() }
 }
 
 /// Gives a piece over and over, `left` times.

@@ -8,6 +8,7 @@ use super::findings::{
 };
 use crate::data::{Dataset, Targets};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The share of training rows that may repeat others without a word about it.
 const REPEATED_SHARE: f64 = 0.01;
@@ -35,8 +36,10 @@ pub fn brief(splits: &[(&str, &Dataset)], labels: &[String], frame: usize, unkno
 
 fn counts(targets: &Targets, classes: usize) -> Vec<usize> {
     let mut counts = vec![0; classes];
-    if let Targets::Class(of_rows) = targets {
-        of_rows.iter().for_each(|&c| counts[c as usize] += 1);
+    match targets {
+        Targets::Class(of_rows) => of_rows.iter().for_each(|&c| counts[c as usize] += 1),
+        Targets::Sets(sets) => sets.iter().flatten().for_each(|&c| counts[c as usize] += 1),
+        Targets::Value(_) | Targets::None => {}
     }
     counts
 }
@@ -73,11 +76,20 @@ fn same_rows(splits: &[(&str, &Dataset)], train: &Dataset) -> Vec<String> {
         (0..data.len()).into_par_iter().map(key).collect::<Vec<_>>()
     };
     let keys = starts.iter().zip(splits.iter().map(|(_, data)| *data)).flat_map(keys_of).collect();
+    let mut sets = BTreeMap::new();
+    for targets in splits.iter().map(|(_, data)| &data.targets) {
+        let Targets::Sets(of_rows) = targets else { continue };
+        for set in of_rows.iter() {
+            let number = sets.len();
+            sets.entry(set).or_insert(number);
+        }
+    }
     let value_of = |row: u32| {
         let (split, row) = locate(row);
         match &splits[split].1.targets {
             Targets::Class(classes) => f64::from(classes[row]),
             Targets::Value(values) => f64::from(values[row]),
+            Targets::Sets(of_rows) => sets.get(of_rows.of(row)).map_or(f64::NAN, |&number| number as f64),
             Targets::None => f64::NAN,
         }
     };
@@ -91,7 +103,7 @@ fn same_rows(splits: &[(&str, &Dataset)], train: &Dataset) -> Vec<String> {
         }
     }
     if !same.conflicts.is_empty() {
-        let what = if matches!(train.targets, Targets::Class(_)) { "labels" } else { "numbers" };
+        let what = if matches!(train.targets, Targets::Value(_)) { "numbers" } else { "labels" };
         let touched: usize = same.conflicts.iter().map(|c| c.rows).sum();
         found.push(format!("{touched} rows with the text of others and different {what}; fix or drop the wrong ones"));
     }

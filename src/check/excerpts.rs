@@ -2,14 +2,13 @@
 
 use super::findings::{Finding, Name, Place, listed_names, short};
 use super::text;
-use crate::data::config::DataConfig;
-use crate::data::{Example, Reader, Tokenizer};
+use crate::data::{Example, ReadOptions, Reader, Tokenizer};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Reads the listed rows again for their texts, and for the words behind unknown tokens or the damaged piece. A file that
 /// cannot be read again leaves examples without text.
-pub fn excerpts(findings: &mut [Finding], data: &DataConfig, tokenizer: &Tokenizer) {
+pub fn excerpts(findings: &mut [Finding], options: &ReadOptions, tokenizer: &Tokenizer) {
     let mut wanted: HashMap<PathBuf, HashMap<u64, Option<Example>>> = HashMap::new();
     for listed in findings.iter().flat_map(|f| &f.examples) {
         for place in [Some(&listed.at), listed.other.as_ref()].into_iter().flatten() {
@@ -17,7 +16,7 @@ pub fn excerpts(findings: &mut [Finding], data: &DataConfig, tokenizer: &Tokeniz
         }
     }
     for (file, lines) in &mut wanted {
-        read_lines(file, data, lines);
+        read_lines(file, options, lines);
     }
     let row = |place: &Place| wanted.get(&place.file)?.get(&place.line)?.as_ref();
     for finding in findings {
@@ -43,9 +42,9 @@ pub fn excerpts(findings: &mut [Finding], data: &DataConfig, tokenizer: &Tokeniz
     }
 }
 
-fn read_lines(file: &Path, data: &DataConfig, lines: &mut HashMap<u64, Option<Example>>) {
+fn read_lines(file: &Path, options: &ReadOptions, lines: &mut HashMap<u64, Option<Example>>) {
     let last = lines.keys().copied().max().unwrap_or(0);
-    let Ok(reader) = Reader::open(file, &data.read_options()) else { return };
+    let Ok(reader) = Reader::open(file, options) else { return };
     for example in reader.map_while(Result::ok).take_while(|e| e.line <= last) {
         if let Some(slot) = lines.get_mut(&example.line) {
             *slot = Some(example);

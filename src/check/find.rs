@@ -8,6 +8,7 @@ use super::findings::{
 use super::measures::Measures;
 use super::minhash::{Edge, Near, near, shingles};
 use super::scan::{Label, Scan, Split};
+use crate::data::{LabelMap, label_sets};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 
@@ -71,7 +72,7 @@ impl<'a> View<'a> {
     fn label_text(&self, row: u32) -> String {
         let (split, row) = self.locate(row);
         match self.scan.splits[split].labels[row] {
-            Label::Name(i) => self.scan.labels[i as usize].clone(),
+            Label::Name(i) => self.scan.label_text(i),
             Label::Value(v) => v.to_string(),
             Label::Unusable => "no label".into(),
         }
@@ -116,7 +117,12 @@ impl<'a> View<'a> {
     fn values(&self) -> (Vec<f64>, f64) {
         let value = |label: Label| match label {
             Label::Value(v) => f64::from(v),
-            Label::Name(i) => self.scan.class_of[i as usize].map_or(f64::from(i) + 1e9, f64::from),
+            // Equal sets of labels are equal strings.
+            Label::Name(i) if self.scan.several => f64::from(i),
+            Label::Name(i) => match self.scan.classes_of(label) {
+                Some(&[class]) => f64::from(class),
+                _ => f64::from(i) + 1e9,
+            },
             Label::Unusable => f64::NAN,
         };
         let values: Vec<f64> = self.all_rows().map(|(_, split, row)| value(split.labels[row])).collect();
@@ -267,7 +273,7 @@ impl<'a> View<'a> {
         let in_train = self.labels_of(0);
         let found = self.rows_where(split, |row| match labels[row] {
             Label::Unusable => true,
-            Label::Name(i) => self.scan.class_of[i as usize].is_none() && in_train.contains(&i),
+            Label::Name(i) => self.scan.classes_of[i as usize].is_none() && in_train.contains(&i),
             Label::Value(_) => false,
         });
         let what = match self.scan.classes.is_empty() {
@@ -284,23 +290,29 @@ impl<'a> View<'a> {
         let name = &self.scan.splits[split].name;
         let counts = [0, split].map(|s| self.scan.class_counts(&self.scan.splits[s]));
         let in_train = self.labels_of(0);
-        let is_foreign = |label: &Label| match *label {
-            Label::Name(i) => match self.scan.class_of[i as usize] {
-                Some(class) => counts[0][class as usize] == 0,
-                None => !in_train.contains(&i),
-            },
-            _ => false,
+        let names_of = |i: u32| -> Vec<&str> {
+            let label = &self.scan.labels[i as usize];
+            if self.scan.several { label_sets::names(label).collect() } else { vec![label] }
+        };
+        let known: HashSet<&str> = in_train.iter().flat_map(|&i| names_of(i)).collect();
+        let map = LabelMap::new(self.scan.classes.clone()).ok();
+        let is_foreign = |name: &str| match map.as_ref().and_then(|map| map.index(name)) {
+            Some(class) => counts[0][class] == 0,
+            None => !known.contains(name),
         };
         let labels = &self.scan.splits[split].labels;
-        let mut seen = HashSet::new();
-        let first = self.rows_where(split, |row| is_foreign(&labels[row]));
-        let first: Vec<(usize, u32)> = (first.into_iter())
-            .filter_map(|row| if let Label::Name(i) = labels[row] { Some((row, i)) } else { None })
-            .filter(|(_, label)| seen.insert(*label))
-            .collect();
+        // Each foreign name with its first row.
+        let (mut first, mut looked, mut seen) = (vec![], HashSet::new(), HashSet::new());
+        for (row, label) in labels.iter().enumerate() {
+            let Label::Name(i) = *label else { continue };
+            if looked.insert(i) {
+                let foreign = names_of(i).into_iter().filter(|name| is_foreign(name) && seen.insert(*name));
+                first.extend(foreign.map(|name| (row, name)));
+            }
+        }
         let mut found = vec![];
         if !first.is_empty() {
-            let names = first.iter().map(|&(_, i)| self.scan.labels[i as usize].as_str());
+            let names = first.iter().map(|&(_, name)| name);
             let message = format!(
                 "{name} has {} that train has not: {}",
                 counted(first.len(), "label", "labels"),
@@ -310,10 +322,7 @@ impl<'a> View<'a> {
                 "add rows with these labels to train, or drop them here; without that no model can be right about them";
             let mut finding = self.finding(Name::MissingLabels, Some(split), first.len(), message, fix);
             finding.examples = (first.iter().take(self.options.examples))
-                .map(|&(row, i)| Listed {
-                    detail: Some(self.scan.labels[i as usize].clone()),
-                    ..self.listed(split, row)
-                })
+                .map(|&(row, name)| Listed { detail: Some(name.into()), ..self.listed(split, row) })
                 .collect();
             found.push(finding);
         }

@@ -28,9 +28,9 @@ pub struct Labels {
     pub counts: Vec<(String, usize)>,
     /// Rows of the largest class over rows of the smallest that has any.
     pub imbalance: f64,
-    /// The most frequent label of the training rows.
+    /// The most frequent label of the training rows, or the most frequent labels of a row.
     pub majority: String,
-    /// Accuracy of always answering `majority`.
+    /// Accuracy of always answering `majority`; of several labels all must be right.
     pub majority_accuracy: f64,
 }
 
@@ -109,16 +109,36 @@ impl Measures {
 
 fn labels(scan: &Scan, train: &Split, split: &Split) -> Labels {
     let counts = scan.class_counts(split);
-    let in_train = scan.class_counts(train);
-    // The first of several, as argmax takes it.
-    let majority = (0..in_train.len()).rev().max_by_key(|&c| in_train[c]).unwrap_or(0);
+    let (majority, hits) = constant(scan, train, split);
     let smallest = counts.iter().copied().filter(|&n| n > 0).min().unwrap_or(1);
     Labels {
         imbalance: counts.iter().copied().max().unwrap_or(0) as f64 / smallest as f64,
-        majority: scan.classes[majority].clone(),
-        majority_accuracy: counts[majority] as f64 / split.len() as f64,
+        majority,
+        majority_accuracy: hits as f64 / split.len() as f64,
         counts: scan.classes.iter().cloned().zip(counts).collect(),
     }
+}
+
+/// The answer that is most often right in train, and the rows of `split` for which it is.
+fn constant(scan: &Scan, train: &Split, split: &Split) -> (String, usize) {
+    if scan.several {
+        let count = |split: &Split| {
+            let mut counts = vec![0; scan.labels.len()];
+            split.labels.iter().for_each(|label| {
+                if let Label::Name(i) = label {
+                    counts[*i as usize] += 1
+                }
+            });
+            counts
+        };
+        let in_train: Vec<usize> = count(train);
+        let most = (0..in_train.len()).rev().max_by_key(|&i| in_train[i]).unwrap_or(0);
+        return (scan.label_text(most as u32), count(split)[most]);
+    }
+    let in_train = scan.class_counts(train);
+    // The first of several, as argmax takes it.
+    let most = (0..in_train.len()).rev().max_by_key(|&c| in_train[c]).unwrap_or(0);
+    (scan.classes[most].clone(), scan.class_counts(split)[most])
 }
 
 fn values(train: &Split, split: &Split) -> Values {

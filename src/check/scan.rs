@@ -3,6 +3,7 @@
 
 use super::text;
 use crate::data::config::{DataConfig, EvalSource, TaskKind};
+use crate::data::label_sets::{self, LabelSets};
 use crate::data::labels::value;
 use crate::data::settings::{Files, OnBadRow};
 use crate::data::tokenize::Tokenizer;
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::rng::splitmix;
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,8 +77,11 @@ pub struct Scan {
     pub labels: Vec<String>,
     /// The classes as training will number them; empty for regression.
     pub classes: Vec<String>,
-    /// The class of each of `labels`; `None` where training knows no such label.
-    pub class_of: Vec<Option<u32>>,
+    /// The classes of each of `labels`: one, or any number where a row may have several; `None` where training knows no such
+    /// label.
+    pub classes_of: Vec<Option<Vec<u32>>>,
+    /// Whether a row may have several labels; each of `labels` then stands for all of a row's ([`label_sets`]).
+    pub several: bool,
     /// Whether rows are pairs.
     pub pairs: bool,
     /// Tokens around every row, which are no words.
@@ -101,7 +105,7 @@ impl Scan {
     ) -> Result<Self> {
         let mut names = Names::default();
         // One bad row must not hide the others.
-        let options = ReadOptions { on_bad_row: OnBadRow::Skip, ..data.read_options() };
+        let options = ReadOptions { on_bad_row: OnBadRow::Skip, ..data.read_options(task) };
         let mut read = |name: String, files: &Files| {
             let mut reader = Reader::open_all(files.as_slice(), &options)?;
             let mut split = Split::empty(name, files.name());
@@ -121,17 +125,23 @@ impl Scan {
         let labels = names.list;
         let classes = match task {
             TaskKind::Regression => vec![],
-            TaskKind::Classification => classes(data, &train, &labels, checkpoint)?,
+            TaskKind::Classification | TaskKind::Multilabel => classes(data, task, &train, &labels, checkpoint)?,
         };
-        let class_of = match LabelMap::new(classes.clone()) {
-            Ok(map) => labels.iter().map(|name| map.index(name).and_then(|c| u32::try_from(c).ok())).collect(),
+        let several = task == TaskKind::Multilabel;
+        let classes_of = |map: &LabelMap, label: &String| match several {
+            true => map.set(label).ok(),
+            false => map.class(label).ok().map(|class| vec![class]),
+        };
+        let classes_of = match LabelMap::new(classes.clone()) {
+            Ok(map) => labels.iter().map(|label| classes_of(&map, label)).collect(),
             Err(_) => vec![None; labels.len()],
         };
         let mut scan = Self {
             splits: vec![train],
             labels,
             classes,
-            class_of,
+            classes_of,
+            several,
             pairs: data.text_pair.is_some(),
             special: tokenizer.special_ids(),
             frame: tokenizer.special_tokens_count(data.text_pair.is_some()),
@@ -149,18 +159,28 @@ impl Scan {
         Ok(scan)
     }
 
-    /// The class of a row; `None` for one that training refuses, and for regression.
-    pub fn class(&self, label: Label) -> Option<u32> {
+    /// The classes of a row; `None` for one that training refuses, and for regression.
+    pub fn classes_of(&self, label: Label) -> Option<&[u32]> {
         match label {
-            Label::Name(i) => self.class_of[i as usize],
+            Label::Name(i) => self.classes_of[i as usize].as_deref(),
             _ => None,
+        }
+    }
+
+    /// A row's label or labels as people read them.
+    pub fn label_text(&self, i: u32) -> String {
+        let label = &self.labels[i as usize];
+        match (self.several, label_sets::shown(label)) {
+            (false, _) => label.clone(),
+            (true, shown) if shown.is_empty() => "none".into(),
+            (true, shown) => shown,
         }
     }
 
     /// Rows of a split by class.
     pub fn class_counts(&self, split: &Split) -> Vec<usize> {
         let mut counts = vec![0; self.classes.len()];
-        split.labels.iter().filter_map(|&l| self.class(l)).for_each(|c| counts[c as usize] += 1);
+        split.labels.iter().filter_map(|&l| self.classes_of(l)).flatten().for_each(|&c| counts[c as usize] += 1);
         counts
     }
 
@@ -169,14 +189,24 @@ impl Scan {
             let value = |label: &Label| if let Label::Value(v) = label { *v } else { 0.0 };
             return Targets::Value(split.labels.iter().map(value).collect());
         }
-        Targets::Class(split.labels.iter().map(|&label| self.class(label).unwrap_or(0)).collect())
+        let classes = split.labels.iter().map(|&label| self.classes_of(label).unwrap_or_default());
+        match self.several {
+            true => Targets::Sets(LabelSets::new(classes.map(<[u32]>::to_vec).collect())),
+            false => Targets::Class(classes.map(|of_row| of_row.first().copied().unwrap_or(0)).collect()),
+        }
     }
 }
 
 /// The classes as training numbers them. Labels that are all the same are one class here, which training refuses.
-fn classes(data: &DataConfig, train: &Split, labels: &[String], checkpoint: Option<&[String]>) -> Result<Vec<String>> {
-    if let Some(names) = &data.labels {
-        return Ok(names.clone());
+fn classes(
+    data: &DataConfig,
+    task: TaskKind,
+    train: &Split,
+    labels: &[String],
+    checkpoint: Option<&[String]>,
+) -> Result<Vec<String>> {
+    if let Some(names) = data.known_labels() {
+        return Ok(names);
     }
     let mut in_train = vec![false; labels.len()];
     for label in &train.labels {
@@ -185,7 +215,13 @@ fn classes(data: &DataConfig, train: &Split, labels: &[String], checkpoint: Opti
         }
     }
     let known = labels.iter().zip(in_train).filter(|(_, known)| *known);
-    let names: Vec<String> = known.map(|(name, _)| name.clone()).collect();
+    let names: Vec<String> = match task {
+        TaskKind::Multilabel => {
+            let every = known.flat_map(|(label, _)| label_sets::names(label)).collect::<BTreeSet<_>>();
+            every.into_iter().map(str::to_owned).collect()
+        }
+        _ => known.map(|(name, _)| name.clone()).collect(),
+    };
     match LabelMap::from_names(&names, checkpoint, &train.data.file) {
         Ok(map) => Ok(map.names().to_vec()),
         Err(_) if names.is_empty() => Err(Error::in_file(&train.data.file, "no row has a label")),
@@ -236,6 +272,7 @@ impl Split {
             let label = |e: &Example| match (task, e.label.as_deref()) {
                 (TaskKind::Regression, Some(number)) => value(number).map_or(Label::Unusable, Label::Value),
                 (TaskKind::Classification, Some(name)) if !name.trim().is_empty() => Label::Name(names.index(name)),
+                (TaskKind::Multilabel, Some(labels)) => Label::Name(names.index(labels)),
                 _ => Label::Unusable,
             };
             self.labels.extend(chunk.iter().map(label));

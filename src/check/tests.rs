@@ -105,7 +105,7 @@ fn scan(config: &DataConfig, task: TaskKind) -> (Scan, Vec<Measures>, Vec<Findin
     let scan = Scan::new(config, task, &tokenizer, None, 42).unwrap();
     let measures: Vec<_> = (0..scan.splits.len()).map(|i| Measures::new(&scan, i, config.max_length)).collect();
     let mut findings = find(&scan, &measures, Options { near: Some(0.8), examples: 5, positions: 512 });
-    excerpts(&mut findings, config, &tokenizer);
+    excerpts(&mut findings, &config.read_options(TaskKind::Classification), &tokenizer);
     (scan, measures, findings)
 }
 

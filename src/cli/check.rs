@@ -118,7 +118,7 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         (0..scan.splits.len()).map(|split| Measures::new(&scan, split, config.data.max_length)).collect();
     let mut findings =
         find(&scan, &measures, Options { near, examples: args.examples, positions: encoder.max_length() });
-    excerpts(&mut findings, &config.data, &tokenizer);
+    excerpts(&mut findings, &config.data.read_options(config.task.kind), &tokenizer);
     if ui.is_json() {
         ui.out_json(&json!({
             "event": "check",

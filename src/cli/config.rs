@@ -89,6 +89,7 @@ impl Template {
     fn of(task: TaskKind) -> Self {
         let text = match task {
             TaskKind::Classification => include_str!("../../configs/classification.toml"),
+            TaskKind::Multilabel => include_str!("../../configs/multilabel.toml"),
             TaskKind::Regression => include_str!("../../configs/regression.toml"),
         };
         Self { task, pair: false, text }
@@ -105,11 +106,12 @@ impl FromStr for Template {
                 let text = include_str!("../../configs/pair.toml");
                 Ok(Self { task: TaskKind::Classification, pair: true, text })
             }
+            "multilabel" => Ok(Self::of(TaskKind::Multilabel)),
             "regression" => Ok(Self::of(TaskKind::Regression)),
-            "multilabel" | "tokens" | "span" | "mlm" | "choice" | "embedding" => {
-                Err("this task is not in this version; it has classification, pair and regression".into())
+            "tokens" | "span" | "mlm" | "choice" | "embedding" => {
+                Err("this task is not in this version; it has classification, pair, multilabel and regression".into())
             }
-            _ => Err("expected classification, pair or regression".into()),
+            _ => Err("expected classification, pair, multilabel or regression".into()),
         }
     }
 }

@@ -1,12 +1,12 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
-use super::prepare::{Loader, eval_set, family};
+use super::prepare::{Loader, eval_set, family, label_targets};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
+use crate::data::LabelMap;
 use crate::data::config::{Column, TaskKind};
-use crate::data::labels::value_targets;
-use crate::data::{LabelMap, Labels};
+use crate::data::label_sets::all_names;
 use crate::error::Result;
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
@@ -41,9 +41,12 @@ pub struct EvalArgs {
     /// Exit with 3 if the metric is above the bound; may be repeated
     #[arg(long, value_name = "METRIC=X")]
     pub fail_over: Vec<String>,
-    /// Column of the label: name or 0-based index [default: as in training, else label]
+    /// Column of the label: name or 0-based index; repeat it for columns of 0 and 1 [default: as in training, else label]
     #[arg(long, value_name = "COLUMN")]
-    pub label: Option<Column>,
+    pub label: Vec<Column>,
+    /// What stands between the labels of a row that may have several [default: as in training, else a comma]
+    #[arg(long, value_name = "TEXT")]
+    pub label_delimiter: Option<String>,
     /// Also show the metrics for every value of this column (name or 0-based index)
     #[arg(long, value_name = "COLUMN")]
     pub slice_by: Option<Column>,
@@ -59,8 +62,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     for text in &args.fail_over {
         gates.push(Gate::fail_over(text)?);
     }
-    let mut scoring = Scoring::open(&args.model, &args.input, args.label.clone(), globals, ui)?;
+    let mut scoring = Scoring::open(&args.model, &args.input, &args.label, globals, ui)?;
     scoring.slice_by.clone_from(&args.slice_by);
+    scoring.label_delimiter.clone_from(&args.label_delimiter);
     let task = scoring.model.task().clone();
     for gate in &gates {
         gate.known(names(family(&task)))?;
@@ -72,12 +76,16 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     // Which labels are right is known when all were seen.
     let (mut loaded, _) = loader.load(&files, &options, &|_| Ok(()), ui)?;
     let skipped = std::mem::take(&mut loaded.skipped);
-    let set = eval_set(&scoring.pretrained, "eval".into(), &files, loaded, |labels, places| match task.kind {
-        TaskKind::Regression => value_targets(labels, places),
-        TaskKind::Classification => label_map(&task.labels, labels)?.targets(labels, places),
+    let set = eval_set(&scoring.pretrained, "eval".into(), &files, loaded, |labels, places| {
+        let found = match task.kind {
+            TaskKind::Regression => return label_targets(task.kind, None, labels, places),
+            TaskKind::Classification => labels.names().to_vec(),
+            TaskKind::Multilabel => all_names(labels),
+        };
+        label_targets(task.kind, Some(&label_map(&task.labels, &found)?), labels, places)
     })?;
     let (batch_size, threshold) = (scoring.batch_size, scoring.threshold());
-    let result = evaluate(&mut scoring.model, &set, batch_size, threshold, ui)?;
+    let result = evaluate(&mut scoring.model, &set, batch_size, threshold.as_ref(), ui)?;
     let per_second = result.samples as f64 / result.seconds;
     if ui.is_json() {
         let mut object = json!({
@@ -91,7 +99,7 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             let classes: serde_json::Map<_, _> =
                 task.labels.iter().cloned().zip(report.per_class.iter().map(|c| json!(c))).collect();
             object["per_class"] = classes.into();
-            if task.labels.len() <= MOST_CLASSES {
+            if task.labels.len() <= MOST_CLASSES && !report.confusion.is_empty() {
                 object["confusion_matrix"] = json!(report.confusion.chunks(task.labels.len()).collect::<Vec<_>>());
             }
         }
@@ -125,9 +133,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
 const MOST_CLASSES: usize = 200;
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
-fn label_map(labels: &[String], found: &Labels) -> Result<LabelMap> {
+fn label_map(labels: &[String], found: &[String]) -> Result<LabelMap> {
     let generic = labels.iter().enumerate().all(|(i, l)| *l == format!("LABEL_{i}"));
-    let by_name = found.names().iter().any(|l| labels.contains(l));
+    let by_name = found.iter().any(|l| labels.contains(l));
     if generic && !by_name {
         return LabelMap::new((0..labels.len()).map(|i| i.to_string()).collect());
     }

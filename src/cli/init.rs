@@ -74,6 +74,7 @@ pub fn config(
         (Some(_), _) => "",
         (None, TaskKind::Classification) => "as the label has few values; see below",
         (None, TaskKind::Regression) => "as the label has numbers with fractions",
+        (None, TaskKind::Multilabel) => "",
     };
     toml.key("kind", guess.task.name().into(), why);
     toml.line("\n[data]");

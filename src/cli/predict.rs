@@ -41,7 +41,7 @@ pub struct PredictArgs {
 }
 
 pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
-    let mut scoring = Scoring::open(&args.model, &args.input, None, globals, ui)?;
+    let mut scoring = Scoring::open(&args.model, &args.input, &[], globals, ui)?;
     let files = input_files("FILE", &args.files)?;
     let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));
     let options = scoring.read_options(first, false)?;

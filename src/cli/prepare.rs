@@ -5,6 +5,7 @@ use crate::check;
 use crate::config::{ModelConfig, RunConfig};
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
 use crate::data::config::{EvalSource, TaskKind};
+use crate::data::label_sets::all_names;
 use crate::data::labels::{value, value_targets};
 use crate::data::load::{LoadProgress, Watch};
 use crate::data::settings::{Files, STANDARD_INPUT};
@@ -34,7 +35,7 @@ pub struct Prepared {
     pub eval: Vec<EvalSet>,
     /// Named `test`.
     pub test: Option<EvalSet>,
-    /// `train.class_weights` in label order.
+    /// `train.class_weights` or `train.pos_weight` in label order.
     pub class_weights: Option<Vec<f32>>,
     /// SHA-256 of the data files whose content was read for it anyway.
     pub contents: Vec<(PathBuf, Sha)>,
@@ -51,7 +52,7 @@ impl Prepared {
     pub fn new(config: &RunConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Self> {
         let pretrained = pretrained(&config.model, globals, reporter)?;
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
-        let data = &config.data;
+        let (data, kind) = (&config.data, config.task.kind);
         let cache = directory().filter(|_| data.cache).map(Cache::open);
         let loader = Loader { cache, ..Loader::new(&pretrained, data.max_length) };
         // What is only learnt from needs no groups.
@@ -59,7 +60,7 @@ impl Prepared {
         let (mut contents, mut skipped) = (vec![], HashMap::new());
         let mut load = |split: &str, files: &Files, rule: &Rule<'_>| {
             let slice = config.eval.slice_by.clone().filter(|_| splits || split != "train");
-            let options = ReadOptions { slice, ..data.read_options() };
+            let options = ReadOptions { slice, ..data.read_options(kind) };
             let (mut loaded, sha256s) = loader.load(files, &options, rule, reporter)?;
             contents.extend(sha256s);
             if split == "train" {
@@ -68,27 +69,24 @@ impl Prepared {
             skipped.insert(split.to_owned(), std::mem::take(&mut loaded.skipped));
             Ok::<_, Error>(loaded)
         };
-        let known = data.labels.clone().map(LabelMap::new).transpose()?;
-        let regression = config.task.kind == TaskKind::Regression;
-        let all = match &known {
-            _ if regression => load("train", &data.train, &|label| value(label).map(drop))?,
-            Some(map) => load("train", &data.train, &|label| map.class(label).map(drop))?,
-            None => load("train", &data.train, &|_| Ok(()))?,
+        let known = data.known_labels().map(LabelMap::new).transpose()?;
+        // Which labels are right is known when all were seen, or from the config.
+        let all = match (kind, &known) {
+            (TaskKind::Classification | TaskKind::Multilabel, None) => load("train", &data.train, &|_| Ok(()))?,
+            _ => load("train", &data.train, &|label| check_label(kind, known.as_ref(), label))?,
         };
-        let labels = match known {
-            _ if regression => None,
-            Some(map) => Some(map),
-            None => Some(LabelMap::from_labels(&all.labels, pretrained.labels()?.as_deref(), &data.train.name())?),
+        let labels = match (kind, known) {
+            (TaskKind::Regression, _) => None,
+            (_, Some(map)) => Some(map),
+            (_, None) => {
+                let names =
+                    if kind == TaskKind::Multilabel { all_names(&all.labels) } else { all.labels.names().to_vec() };
+                Some(LabelMap::from_names(&names, pretrained.labels()?.as_deref(), &data.train.name())?)
+            }
         };
-        let rule = |label: &str| match &labels {
-            Some(map) => map.class(label).map(drop),
-            None => value(label).map(drop),
-        };
+        let rule = |label: &str| check_label(kind, labels.as_ref(), label);
         let finish = |name: String, files: &Files, loaded: Loaded| {
-            let targets = |labels_of: &Labels, places: &Places| match &labels {
-                Some(map) => map.targets(labels_of, places),
-                None => value_targets(labels_of, places),
-            };
+            let targets = |of: &Labels, places: &Places| label_targets(kind, labels.as_ref(), of, places);
             eval_set(&pretrained, name, files, loaded, targets)
         };
         let all = finish("train".into(), &data.train, all)?;
@@ -113,7 +111,7 @@ impl Prepared {
         let task = Task { kind: config.task.kind, labels: names };
         check_metric(&task, config.train.deciding().1)?;
         check_threshold(&task, &config.eval)?;
-        let weights = config.train.class_weights.as_ref();
+        let weights = config.train.class_weights.as_ref().or(config.train.pos_weight.as_ref());
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
         let tokenizer = loader.tokenizer()?;
         let (frame, unknown) = (tokenizer.special_tokens_count(data.text_pair.is_some()), tokenizer.unknown_id());
@@ -139,9 +137,12 @@ impl Prepared {
     /// One `data` event a split.
     pub fn data_events(&self) -> Vec<Event> {
         let labels = |targets: &Targets| {
-            let Targets::Class(classes) = targets else { return vec![] };
             let mut counts = vec![0; self.task.labels.len()];
-            classes.iter().for_each(|&c| counts[c as usize] += 1);
+            match targets {
+                Targets::Class(classes) => classes.iter().for_each(|&c| counts[c as usize] += 1),
+                Targets::Sets(sets) => sets.iter().flatten().for_each(|&c| counts[c as usize] += 1),
+                Targets::Value(_) | Targets::None => return vec![],
+            }
             self.task.labels.iter().cloned().zip(counts).collect()
         };
         let event = |(name, data): (&str, &Dataset)| Event::Data {
@@ -208,14 +209,32 @@ pub fn check_metric(task: &Task, metric: &str) -> Result<()> {
     )))
 }
 
-/// A threshold decides between two labels, which the data have or not.
+/// A threshold decides between two labels, which the data have or not, or on each label by itself.
 fn check_threshold(task: &Task, config: &EvalConfig) -> Result<()> {
     let labels = task.labels.len();
     match config.tune_threshold {
-        Some(_) if labels != 2 => Err(Error::input(format!(
+        Some(_) if labels != 2 && task.kind != TaskKind::Multilabel => Err(Error::input(format!(
             "eval.tune_threshold is set, but there are {labels} labels, and a threshold decides between two; remove the key"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// What is wrong with a row's label, or labels, if anything; `labels`: those there are, for tasks that have some.
+fn check_label(kind: TaskKind, labels: Option<&LabelMap>, label: &str) -> Result<(), String> {
+    match (kind, labels) {
+        (TaskKind::Classification, Some(map)) => map.class(label).map(drop),
+        (TaskKind::Multilabel, Some(map)) => map.set(label).map(drop),
+        _ => value(label).map(drop),
+    }
+}
+
+/// What rows' labels say to a task.
+pub fn label_targets(kind: TaskKind, map: Option<&LabelMap>, labels: &Labels, places: &Places) -> Result<Targets> {
+    match (kind, map) {
+        (TaskKind::Classification, Some(map)) => map.targets(labels, places),
+        (TaskKind::Multilabel, Some(map)) => map.set_targets(labels, places),
+        _ => value_targets(labels, places),
     }
 }
 

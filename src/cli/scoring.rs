@@ -3,11 +3,13 @@
 use super::prepare::check_max_length;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
-use crate::data::config::{Column, Format};
+use crate::data::config::{Column, Format, TaskKind};
+use crate::data::label_sets::LabelForm;
 use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
 use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
+use crate::metrics::threshold::Threshold;
 use crate::model::{BertftJson, Model, Pretrained, model_dir};
 use crate::nn::workspace::Space;
 use crate::train::config::Precision;
@@ -23,7 +25,9 @@ pub struct Scoring {
     pub max_length: usize,
     input: InputArgs,
     /// The label's column as an argument gave it.
-    label: Option<Column>,
+    label: Vec<Column>,
+    /// What stands between several labels, as an argument gave it.
+    pub label_delimiter: Option<String>,
     /// The column to group rows by, as an argument gave it.
     pub slice_by: Option<Column>,
     extra: Option<BertftJson>,
@@ -31,7 +35,7 @@ pub struct Scoring {
 
 impl Scoring {
     /// Opens a run directory or any Hugging Face model directory with a classifier.
-    pub fn open(dir: &Path, input: &InputArgs, label: Option<Column>, globals: &Globals, ui: &mut Ui) -> Result<Self> {
+    pub fn open(dir: &Path, input: &InputArgs, label: &[Column], globals: &Globals, ui: &mut Ui) -> Result<Self> {
         let dir = model_dir(dir);
         let pretrained = Pretrained::open(&dir)?;
         let extra = BertftJson::read(&dir)?;
@@ -54,12 +58,16 @@ impl Scoring {
             let message = format!("lacks {}; it is not a fine-tuned model", report.initialised.join(", "));
             return Err(Error::in_file(&dir, message));
         }
-        if let Some(t) = extra.as_ref().and_then(|e| e.threshold)
-            && (model.task().labels.len() != 2 || !(0.0..=1.0).contains(&t))
+        let several = model.task().kind == TaskKind::Multilabel;
+        if let Some(threshold) = extra.as_ref().and_then(|e| e.threshold.as_ref())
+            && let Err(message) = threshold.check(&model.task().labels, several)
         {
+            return Err(Error::in_file(dir.join("bertft.json"), message + "; remove it"));
+        }
+        if label.len() > 1 && !several {
             let message =
-                format!("has the threshold {t}, expected one from 0 to 1 for a model of two labels; remove it");
-            return Err(Error::in_file(dir.join("bertft.json"), message));
+                format!("--label is given {} times, but a row has one for this model; give it once", label.len());
+            return Err(Error::input(message));
         }
         let batch_size = input.batch_size.unwrap_or(32);
         Ok(Self {
@@ -69,15 +77,22 @@ impl Scoring {
             batch_size,
             max_length,
             input: input.clone(),
-            label,
+            label: label.to_vec(),
+            label_delimiter: None,
             slice_by: None,
             extra,
         })
     }
 
-    /// From which probability on the second of two labels is predicted.
-    pub fn threshold(&self) -> Option<f64> {
-        self.extra.as_ref().and_then(|e| e.threshold)
+    /// From which probability on the second of two labels is predicted, or each of several.
+    pub fn threshold(&self) -> Option<Threshold> {
+        self.extra.as_ref().and_then(|e| e.threshold.clone())
+    }
+
+    /// How files write the labels of the model's task.
+    fn label_form(&self) -> LabelForm {
+        let trained = self.extra.as_ref().and_then(|e| e.label_delimiter.as_deref());
+        LabelForm::of(self.model.task().kind, self.label_delimiter.as_deref().or(trained))
     }
 
     /// How rows are read from `file` (`None`: standard input), with their labels or without.
@@ -103,7 +118,10 @@ impl Scoring {
             text: Columns::new(input.text.clone()).or(extra.map(|e| e.text.clone())).unwrap_or(named("text").into()),
             text_pair: input.text_pair.clone().or(extra.and_then(|e| e.text_pair.clone())),
             slice: self.slice_by.clone(),
-            label: labelled.then(|| self.label.clone().or(extra.map(|e| e.label.clone())).unwrap_or(named("label"))),
+            label: labelled.then(|| {
+                Columns::new(self.label.clone()).or(extra.map(|e| e.label.clone())).unwrap_or(named("label").into())
+            }),
+            label_form: self.label_form(),
             // A column given by name can only mean a header.
             header: !input.no_header && (extra.is_none_or(|e| e.header) || by_name),
             encoding: input.encoding,
@@ -147,8 +165,10 @@ impl Scoring {
         if let (None, Some(Column::Index(_))) = (&input.text_pair, &options.text_pair) {
             options.text_pair = Some(named("text_pair"));
         }
-        if let (None, Some(Column::Index(_))) = (&self.label, &options.label) {
-            options.label = Some(named("label"));
+        if self.label.is_empty()
+            && options.label.as_ref().is_some_and(|l| l.iter().any(|c| matches!(c, Column::Index(_))))
+        {
+            options.label = Some(named("label").into());
         }
     }
 

@@ -5,7 +5,7 @@ use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
 use crate::data::cache::{Content, hex};
-use crate::data::config::EvalSource;
+use crate::data::config::{EvalSource, TaskKind};
 use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Dataset, Targets};
 use crate::device::{is_out_of_memory, name as device_name};
@@ -200,19 +200,28 @@ impl Closing<'_> {
     fn tune(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
         let prepared = self.prepared;
         let Some((first, others)) = prepared.eval.split_first() else { return Ok(vec![]) };
-        let scored = Scored::new(&mut self.model, &first.data, self.config.train.eval_batch_size, self.ui)?;
-        match scored.best_threshold(criterion) {
-            Some(tuned) => {
-                self.extra.threshold = Some(tuned.threshold);
+        let batch_size = self.config.train.eval_batch_size;
+        let scored = Scored::new(&mut self.model, &first.data, batch_size, None, self.ui)?;
+        match scored.best_threshold(criterion, self.config.eval.threshold_per_label) {
+            Some(threshold) => {
+                self.extra.threshold = Some(threshold);
                 self.extra.write(&self.run.model())?;
             }
             None => {
-                let message = "eval.tune_threshold: the eval data have rows of one label only, so there is no best threshold; \
-                               the more probable label is predicted";
+                let message = match self.config.task.kind {
+                    TaskKind::Multilabel => {
+                        "eval.tune_threshold: the eval data have no row with a label or none without, or too many \
+                         probabilities to compare; labels are predicted from a probability of 0.5 on"
+                    }
+                    _ => {
+                        "eval.tune_threshold: the eval data have rows of one label only, so there is no best threshold; \
+                         the more probable label is predicted"
+                    }
+                };
                 self.emit(&Event::Warning { message: message.into() })?;
             }
         }
-        let result = scored.evaluation(first.slices.as_ref(), self.extra.threshold)?;
+        let result = scored.evaluation(first.slices.as_ref(), self.extra.threshold.as_ref())?;
         let mut scores = vec![self.record(first, result)?];
         for set in others {
             scores.push(self.score(set)?);
@@ -222,7 +231,7 @@ impl Closing<'_> {
 
     /// Scores a set with the best model and the threshold in force.
     fn score(&mut self, set: &EvalSet) -> Result<SetScores> {
-        let (batch_size, threshold) = (self.config.train.eval_batch_size, self.extra.threshold);
+        let (batch_size, threshold) = (self.config.train.eval_batch_size, self.extra.threshold.as_ref());
         let result = evaluate(&mut self.model, set, batch_size, threshold, self.ui)?;
         self.record(set, result)
     }
@@ -324,7 +333,8 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("train.unfreeze_layers_per_epoch".into(), or_null(train.unfreeze_layers_per_epoch));
     map.insert("train.freeze_layers".into(), or_null(train.freeze_layers));
     map.insert("train.freeze".into(), json!(Some(&train.freeze).filter(|f| !f.is_empty())));
-    map.insert("train.class_weights".into(), json!(prepared.class_weights));
+    let weights = if train.pos_weight.is_some() { "train.pos_weight" } else { "train.class_weights" };
+    map.insert(weights.into(), json!(prepared.class_weights));
     map.insert("train.focal_gamma".into(), on(train.focal_gamma));
     for (split, data) in prepared.splits().filter(|(split, _)| *split != "test") {
         map.insert(format!("the digest of the {split} rows"), json!(digest(data)));
@@ -338,6 +348,10 @@ fn digest(data: &Dataset) -> String {
     match &data.targets {
         Targets::Class(classes) => hash.update(bytemuck::cast_slice::<u32, u8>(classes)),
         Targets::Value(values) => hash.update(bytemuck::cast_slice::<f32, u8>(values)),
+        Targets::Sets(sets) => sets.iter().for_each(|set| {
+            hash.update((set.len() as u64).to_le_bytes());
+            hash.update(bytemuck::cast_slice::<u32, u8>(set));
+        }),
         Targets::None => {}
     }
     hex(&hash.finalize())

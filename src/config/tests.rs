@@ -70,7 +70,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.train, TrainConfig { batch_size: Some(8), ..TrainConfig::default() });
     assert_eq!(config.train.learning_rate, 5e-5);
     assert_eq!(config.data.text, Column::Name("text".into()).into());
-    assert_eq!(config.data.label, Column::Name("label".into()));
+    assert_eq!(config.data.label, Column::Name("label".into()).into());
     assert!(config.data.header);
     assert_eq!(config.data.max_length, 128);
     assert_eq!(config.data.eval, None);
@@ -211,7 +211,7 @@ fn set_goes_over_the_file() {
     assert_eq!(config.train.epochs, 5.0);
     assert_eq!(config.train.batch_size, Some(16));
     assert_eq!(config.data.text, Column::Index(2).into());
-    assert_eq!(config.data.label, Column::Name("a#b".into()));
+    assert_eq!(config.data.label, Column::Name("a#b".into()).into());
     assert_eq!(config.data.labels, Some(vec!["x".into(), "y".into()]));
     // A right value repairs a wrong one in the file, before anything is checked.
     assert_eq!(Place::new("epochs = -1").load(&["train.epochs=1"]).unwrap().train.epochs, 1.0);
@@ -266,7 +266,7 @@ fn data_keys_must_fit_each_other() {
         assert!(message.starts_with(expected), "{message}");
     }
     let indices = place.load(&["data.header=false", "data.text=0", "data.label=1"]).unwrap();
-    assert_eq!(indices.data.label, Column::Index(1));
+    assert_eq!(indices.data.label, Column::Index(1).into());
     assert_eq!(place.load(&["data.eval=0.25"]).unwrap().data.eval, Some(EvalSource::Fraction(0.25)));
 }
 

@@ -10,6 +10,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::label_sets::LabelForm;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
@@ -20,19 +21,22 @@ use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, ST
 pub enum TaskKind {
     /// One of a fixed set of labels for a text or a pair of texts.
     Classification,
+    /// Any number of a fixed set of labels for a text or a pair of texts.
+    Multilabel,
     /// One number for a text or a pair of texts.
     Regression,
 }
 
 impl TaskKind {
     /// The kinds of the config format that this version knows by name only.
-    const LATER: [&str; 6] = ["multilabel", "tokens", "span", "mlm", "choice", "embedding"];
-    const NAMES: [&str; 2] = ["classification", "regression"];
+    const LATER: [&str; 5] = ["tokens", "span", "mlm", "choice", "embedding"];
+    const NAMES: [&str; 3] = ["classification", "multilabel", "regression"];
 
     /// The name in config files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Classification => "classification",
+            Self::Multilabel => "multilabel",
             Self::Regression => "regression",
         }
     }
@@ -55,10 +59,11 @@ impl<'de> Deserialize<'de> for TaskKind {
             fn visit_str<E: de::Error>(self, v: &str) -> Result<TaskKind, E> {
                 match v {
                     "classification" => Ok(TaskKind::Classification),
+                    "multilabel" => Ok(TaskKind::Multilabel),
                     "regression" => Ok(TaskKind::Regression),
                     _ if TaskKind::LATER.contains(&v) => Err(E::custom(format!(
                         "the task \"{v}\" is not in this version; it has {}",
-                        TaskKind::NAMES.join(" and ")
+                        TaskKind::NAMES.join(", ")
                     ))),
                     _ => Err(E::unknown_variant(v, &TaskKind::NAMES)),
                 }
@@ -212,9 +217,14 @@ pub struct DataConfig {
     /// The column of the second text of a pair.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<Column>,
-    /// The column of the label or number. Default `"label"`.
+    /// The column of the label or number. For multilabel also several columns that hold 0 or 1, each for the label of its
+    /// name. Default `"label"`.
     #[serde(default = "label_column")]
-    pub label: Column,
+    pub label: Columns,
+    /// For multilabel: what stands between the labels of a row in one column. Default a comma. A JSON list needs none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub label_delimiter: Option<String>,
     /// Whether the first row of csv and tsv files names the columns. Default true.
     #[serde(default = "yes")]
     pub header: bool,
@@ -260,8 +270,8 @@ fn space() -> String {
     " ".into()
 }
 
-fn label_column() -> Column {
-    Column::Name("label".into())
+fn label_column() -> Columns {
+    Column::Name("label".into()).into()
 }
 
 fn yes() -> bool {
@@ -341,13 +351,29 @@ impl DataConfig {
         splits
     }
 
-    /// How the files are read.
-    pub fn read_options(&self) -> ReadOptions {
+    /// How the files write the labels of a task.
+    pub fn label_form(&self, task: TaskKind) -> LabelForm {
+        LabelForm::of(task, self.label_delimiter.as_deref())
+    }
+
+    /// The labels in the order of their ids, where the config tells: `labels`, or the names of several label columns.
+    pub fn known_labels(&self) -> Option<Vec<String>> {
+        let name = |column: &Column| match column {
+            Column::Name(name) => Some(name.clone()),
+            Column::Index(_) => None,
+        };
+        let columns = || self.label.iter().map(name).collect::<Option<Vec<_>>>().filter(|names| names.len() > 1);
+        self.labels.clone().or_else(columns)
+    }
+
+    /// How the files are read for a task.
+    pub fn read_options(&self, task: TaskKind) -> ReadOptions {
         ReadOptions {
             format: self.format,
             text: self.text.clone(),
             text_pair: self.text_pair.clone(),
             label: Some(self.label.clone()),
+            label_form: self.label_form(task),
             slice: None,
             header: self.header,
             encoding: self.encoding,
@@ -436,7 +462,7 @@ impl DataConfig {
     fn check_columns(&self) -> Result<(), Invalid> {
         let mut columns: Vec<_> = self.text.iter().map(|c| ("data.text", c)).collect();
         columns.extend(self.text_pair.as_ref().map(|c| ("data.text_pair", c)));
-        columns.push(("data.label", &self.label));
+        columns.extend(self.label.iter().map(|c| ("data.label", c)));
         let by_key = self.file_of(|f| matches!(f, Some(Format::Jsonl | Format::Pattern)));
         let named = by_key.is_some() || self.file_of(|f| f == Some(Format::Parquet)).is_some();
         for (i, (key, column)) in columns.iter().enumerate() {
@@ -477,6 +503,25 @@ impl DataConfig {
     }
 
     fn check_labels(&self, task: TaskKind) -> Result<(), Invalid> {
+        let columns = self.label.as_slice().len();
+        if task != TaskKind::Multilabel && columns > 1 {
+            let message =
+                format!("has {columns} columns, expected one for {task}; task.kind = \"multilabel\" takes several");
+            return Err(Invalid::new("data.label", message));
+        }
+        if let Some(delimiter) = &self.label_delimiter {
+            let wrong = |message: String| Err(Invalid::new("data.label_delimiter", message));
+            match task {
+                TaskKind::Multilabel if delimiter.is_empty() => {
+                    return wrong("is empty, expected what stands between labels, such as \";\"".into());
+                }
+                TaskKind::Multilabel if columns > 1 => {
+                    return wrong("is set, but data.label has a column for each label; remove the key".into());
+                }
+                TaskKind::Multilabel => {}
+                _ => return wrong(format!("is set, but a row has one label in {task}; remove the key")),
+            }
+        }
         if task == TaskKind::Regression && !self.rename_labels.is_empty() {
             let message = "is set, but regression has no labels; remove the key";
             return Err(Invalid::new("data.rename_labels", message));

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::label_sets::LabelSets;
 use super::sampler::{Purpose, shuffle};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
@@ -13,6 +14,8 @@ pub enum Targets {
     Class(Vec<u32>),
     /// Numbers.
     Value(Vec<f32>),
+    /// Any number of classes each.
+    Sets(LabelSets),
     /// Nothing is known, as in `predict`.
     None,
 }
@@ -23,6 +26,7 @@ impl Targets {
         match self {
             Self::Class(classes) => Self::Class(rows.iter().map(|&r| classes[r]).collect()),
             Self::Value(values) => Self::Value(rows.iter().map(|&r| values[r]).collect()),
+            Self::Sets(sets) => Self::Sets(sets.subset(rows)),
             Self::None => Self::None,
         }
     }
@@ -167,6 +171,8 @@ fn strata(targets: &Targets) -> Vec<Vec<usize>> {
     let classes = match targets {
         Targets::Class(classes) => classes,
         Targets::Value(values) => return vec![(0..values.len()).collect()],
+        // Most combinations are rare, so there is nothing to stratify by.
+        Targets::Sets(sets) => return vec![(0..sets.len()).collect()],
         Targets::None => return Vec::new(),
     };
     let mut strata = vec![Vec::new(); classes.iter().max().map_or(0, |&c| c as usize + 1)];

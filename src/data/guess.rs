@@ -182,8 +182,12 @@ impl Choice<'_> {
             return self.find("--label", wanted);
         }
         let taken = self.taken()?;
-        let regression = self.known.task == Some(TaskKind::Regression);
-        let fits = |s: &Seen| if regression { s.numeric && s.missing == 0 } else { s.labels(self.whole) };
+        let fits = |s: &Seen| match self.known.task {
+            Some(TaskKind::Regression) => s.numeric && s.missing == 0,
+            // Its values are as many as there are combinations, so that only the name tells.
+            Some(TaskKind::Multilabel) => s.label_name().is_some(),
+            _ => s.labels(self.whole),
+        };
         let free = |i: &usize| !taken.contains(i) && !self.columns[*i].identifies() && fits(&self.columns[*i]);
         let found: Vec<usize> = (0..self.columns.len()).filter(free).collect();
         let best = found.iter().filter_map(|&i| self.columns[i].label_name()).min();
@@ -269,6 +273,7 @@ impl Choice<'_> {
             TaskKind::Classification if seen.counts.len() < 2 && self.whole => {
                 "classification needs two labels or more"
             }
+            TaskKind::Multilabel => return Ok(()),
             _ if seen.missing > 0 => "every row needs a label",
             _ => return Ok(()),
         };

@@ -7,6 +7,7 @@ pub mod config;
 pub mod dataset;
 pub mod example;
 pub mod guess;
+pub mod label_sets;
 pub mod labels;
 pub mod load;
 pub mod places;
@@ -22,6 +23,7 @@ mod words;
 
 pub use dataset::{Batch, Dataset, Targets, split_fraction};
 pub use example::Example;
+pub use label_sets::LabelSets;
 pub use labels::{LabelMap, Labels};
 pub use load::{Loaded, load};
 pub use places::Places;

@@ -1,6 +1,6 @@
 //! What training minimises beyond the plain loss: label smoothing, class weights and the focal loss.
 
-use crate::data::Targets;
+use crate::data::{LabelSets, Targets};
 use crate::error::Result;
 use candle_core::{D, Device, Tensor};
 
@@ -10,11 +10,14 @@ use candle_core::{D, Device, Tensor};
 /// `(1 − ε)·w_y·(1 − p_y)^γ·(−log p_y) + ε/K·Σ_c w_c·(−log p_c)`, and the mean divides by Σ w_y over the rows: as
 /// `torch.nn.CrossEntropyLoss(weight, label_smoothing)` for γ = 0, and as Lin et al. 2017 (eq. 5, w as α) for ε = 0, whose
 /// mean is taken in the same way, so that γ = 0 is the weighted cross-entropy.
+///
+/// A row with any number of labels adds `1/K·Σ_c (−w_c·y_c·log σ(z_c) − (1 − y_c)·log(1 − σ(z_c)))`, and the mean divides by
+/// the rows: as `torch.nn.BCEWithLogitsLoss(pos_weight=w)`; the other settings are not for it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Objective {
     /// ε: this share of each target is spread over all labels (Szegedy et al. 2016).
     pub label_smoothing: f64,
-    /// w, by label id; `None`: all 1.
+    /// w, by label id; `None`: all 1. Of rows with several labels it weights those that a row has.
     pub class_weights: Option<Vec<f32>>,
     /// γ of the focal loss; 0 turns it off.
     pub focal_gamma: f64,
@@ -57,6 +60,22 @@ impl Objective {
             divergences = divergences.broadcast_mul(&weights)?;
         }
         Ok(((entropies + (divergences.sum_all()? * self.r_drop)?)? * 0.5)?)
+    }
+
+    /// Σ over rows of the loss of `logits: [rows, labels]` against any number of classes a row, with autograd.
+    pub(super) fn binary_sum(&self, logits: &Tensor, sets: &LabelSets) -> Result<Tensor> {
+        let (device, labels) = (logits.device(), logits.dim(1)?);
+        let truth = Tensor::from_vec(sets.dense(labels), logits.shape(), device)?;
+        // −log σ(z) = max(−z, 0) + log(1 + e^−|z|), and −log(1 − σ(z)) is z more: no exponential overflows.
+        let tail = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
+        let of_present = (logits.neg()?.relu()? + &tail)?;
+        let of_absent = (logits.relu()? + tail)?;
+        let mut present = (of_present * &truth)?;
+        if let Some(weights) = &self.class_weights {
+            present = present.broadcast_mul(&Tensor::from_slice(weights, (1, labels), device)?)?;
+        }
+        let absent = (of_absent * truth.affine(-1.0, 1.0)?)?;
+        Ok(((present + absent)?.sum_all()? / labels as f64)?)
     }
 
     /// w_y of each row, `[rows, 1]`.

@@ -1,5 +1,6 @@
-//! Classification and regression of whole rows, as each family's `ForSequenceClassification` has it ([`Pooling`]): dropout, a
-//! dense layer, its activation and in some a norm, dropout, the last layer; cross-entropy or mean squared error.
+//! Classification, by one label or several, and regression of whole rows, as each family's `ForSequenceClassification` has it
+//! ([`Pooling`]): dropout, a dense layer, its activation and in some a norm, dropout, the last layer; cross-entropy, binary
+//! cross-entropy or mean squared error.
 
 use super::Objective;
 use crate::data::Targets;
@@ -108,6 +109,7 @@ impl SequenceHead {
     pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, objective: &Objective) -> Result<Tensor> {
         match (self.task, targets) {
             (TaskKind::Classification, Targets::Class(classes)) => objective.sum(logits, classes),
+            (TaskKind::Multilabel, Targets::Sets(sets)) => objective.binary_sum(logits, sets),
             (TaskKind::Regression, Targets::Value(values)) => {
                 let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;
                 Ok((logits - wanted)?.sqr()?.sum_all()?)
@@ -143,7 +145,8 @@ fn dropped(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     Ok((x * Tensor::from_vec(factors, x.shape(), x.device())?)?)
 }
 
-/// The loss of each row of `logits: [rows, labels]`, on the host in f64: cross-entropy or squared error.
+/// The loss of each row of `logits: [rows, labels]`, on the host in f64: cross-entropy, the mean of the labels' binary
+/// cross-entropies, or squared error.
 pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Vec<f64>> {
     let cross_entropy = |(row, &class): (&[f32], &u32)| {
         let top = row.iter().copied().fold(f32::MIN, f32::max);
@@ -153,8 +156,23 @@ pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Ve
     match targets {
         Targets::Class(classes) => Ok(logits.chunks_exact(labels).zip(classes).map(cross_entropy).collect()),
         Targets::Value(values) => Ok(logits.iter().zip(values).map(|(&v, &t)| f64::from(v - t).powi(2)).collect()),
+        Targets::Sets(sets) => {
+            // −log σ(z) of a label that the row has, −log σ(−z) of one that it has not.
+            let minus_log = |z: f32| f64::from((-z).max(0.0)) + (-f64::from(z.abs())).exp().ln_1p();
+            let of_row = |(row, set): (&[f32], &[u32])| {
+                let of_label =
+                    |(label, &z): (usize, &f32)| minus_log(if set.contains(&(label as u32)) { z } else { -z });
+                row.iter().enumerate().map(of_label).sum::<f64>() / labels as f64
+            };
+            Ok(logits.chunks_exact(labels).zip(sets.iter()).map(of_row).collect())
+        }
         Targets::None => Err(Error::Failed("rows without labels have no loss".into())),
     }
+}
+
+/// The probability of each label by itself, on the host: the logistic function.
+pub fn sigmoids(logits: &[f32]) -> Vec<f32> {
+    logits.iter().map(|&z| 1.0 / (1.0 + (-z).exp())).collect()
 }
 
 /// Softmax over labels of `logits: [rows, labels]`, on the host.

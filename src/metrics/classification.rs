@@ -69,7 +69,7 @@ pub struct ClassScore {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassificationReport {
     pub metrics: Metrics,
-    /// `[classes, classes]`, row = truth.
+    /// `[classes, classes]`, row = truth; empty where a row may have several.
     pub confusion: Vec<u64>,
     pub per_class: Vec<ClassScore>,
 }
@@ -143,10 +143,11 @@ impl Confusion {
 }
 
 /// The marginals of one class.
-struct Cells {
-    hit: u64,
-    support: u64,
-    predicted: u64,
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Cells {
+    pub hit: u64,
+    pub support: u64,
+    pub predicted: u64,
 }
 
 impl Cells {
@@ -154,7 +155,7 @@ impl Cells {
         self.support + self.predicted > 0
     }
 
-    fn score(&self) -> ClassScore {
+    pub fn score(&self) -> ClassScore {
         ClassScore {
             precision: ratio(self.hit, self.predicted),
             recall: ratio(self.hit, self.support),
@@ -215,7 +216,7 @@ impl fmt::Display for Tables<'_> {
         for (head, c) in heads.iter().zip(&self.report.per_class) {
             writeln!(f, "{head}  {:>9.4}  {:>6.4}  {:>6.4}  {:>7}", c.precision, c.recall, c.f1, c.support)?;
         }
-        if heads.len() > MATRIX_CLASSES {
+        if heads.len() > MATRIX_CLASSES || self.report.confusion.is_empty() {
             return Ok(());
         }
         let largest = self.report.confusion.iter().copied().max().unwrap_or(0);

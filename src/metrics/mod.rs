@@ -2,6 +2,7 @@
 
 pub mod classification;
 pub mod gate;
+pub mod multilabel;
 pub mod ranking;
 pub mod regression;
 pub mod threshold;
@@ -63,6 +64,8 @@ pub enum Family {
     Classification {
         classes: usize,
     },
+    /// Any number of labels a row.
+    Multilabel,
     Regression,
 }
 
@@ -70,6 +73,7 @@ pub enum Family {
 pub fn names(family: Family) -> Vec<&'static str> {
     let (scores, ranking) = match family {
         Family::Classification { classes } => (classification::names(classes), &ranking::NAMES[..]),
+        Family::Multilabel => (&multilabel::NAMES[..], &[][..]),
         Family::Regression => (&regression::NAMES[..], &[][..]),
     };
     ["loss"].iter().chain(scores).chain(ranking).copied().collect()
@@ -77,7 +81,7 @@ pub fn names(family: Family) -> Vec<&'static str> {
 
 /// Whether more of this metric is better: true but for losses and errors.
 pub fn greater_is_better(name: &str) -> bool {
-    !matches!(name, "loss" | "mse" | "mae" | "perplexity")
+    !matches!(name, "loss" | "mse" | "mae" | "perplexity" | "hamming_loss")
 }
 
 #[cfg(test)]

@@ -25,6 +25,24 @@ pub fn score(scores: &[f32], truth: &[u32], classes: usize) -> [f64; 2] {
     [0, 1].map(|i| each.iter().map(|pair| pair[i]).sum::<f64>() / classes as f64)
 }
 
+/// The same where a row may have several labels: each label by itself, and the mean. `is(row, label)` tells the truth.
+/// A label that no row has, or every row, has no `roc_auc`; its average precision is 0 or 1, as in scikit-learn.
+pub fn score_sets(scores: &[f32], labels: usize, is: impl Fn(usize, usize) -> bool + Sync) -> [f64; 2] {
+    let of_label = |label: usize| {
+        let column = || scores.iter().skip(label).step_by(labels).copied();
+        let rows = || column().enumerate().map(|(row, score)| (score, is(row, label)));
+        let [area, precision] = one_vs_rest(rows());
+        match rows().filter(|(_, positive)| *positive).count() {
+            _ if column().any(f32::is_nan) => [area, precision],
+            0 => [area, 0.0],
+            n if n == column().count() => [area, 1.0],
+            _ => [area, precision],
+        }
+    };
+    let each: Vec<[f64; 2]> = (0..labels).into_par_iter().map(of_label).collect();
+    [0, 1].map(|i| each.iter().map(|pair| pair[i]).sum::<f64>() / labels as f64)
+}
+
 /// Of one class: rows with their score and whether they truly are of it.
 fn one_vs_rest(rows: impl Iterator<Item = (f32, bool)>) -> [f64; 2] {
     let mut rows: Vec<(f32, bool)> = rows.collect();

@@ -1,7 +1,9 @@
-//! The decision threshold of two classes that is best by some score on labelled rows.
+//! The decision threshold that is best by some score on labelled rows: of two classes, or of labels that a row may have
+//! several of.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The score that a threshold is tuned for, as scikit-learn defines it; F1 is that of class 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +45,66 @@ impl Criterion {
 /// The class of two that a probability of class 1 means.
 pub fn decide(probability: f32, threshold: f64) -> u32 {
     u32::from(f64::from(probability) >= threshold)
+}
+
+/// The labels, ascending, whose probability reaches their threshold.
+pub fn decide_each(probabilities: &[f32], thresholds: &[f64]) -> Vec<u32> {
+    let reached = |(i, (p, t)): (u32, (&f32, &f64))| (f64::from(*p) >= *t).then_some(i);
+    (0u32..).zip(probabilities.iter().zip(thresholds)).filter_map(reached).collect()
+}
+
+/// From which probability on labels are predicted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Threshold {
+    /// The same for all.
+    One(f64),
+    /// By the name of the label; 0.5 for those that are not named.
+    PerLabel(BTreeMap<String, f64>),
+}
+
+impl Threshold {
+    /// That of each of `labels`.
+    pub fn each(&self, labels: &[String]) -> Vec<f64> {
+        match self {
+            Self::One(threshold) => vec![*threshold; labels.len()],
+            Self::PerLabel(table) => labels.iter().map(|label| table.get(label).copied().unwrap_or(0.5)).collect(),
+        }
+    }
+
+    /// The one of all labels.
+    pub fn one(&self) -> Option<f64> {
+        match self {
+            Self::One(threshold) => Some(*threshold),
+            Self::PerLabel(_) => None,
+        }
+    }
+
+    /// Checks what a file says for a model with these labels, of which a row may have `several`.
+    ///
+    /// # Errors
+    /// The end of a message.
+    pub fn check(&self, labels: &[String], several: bool) -> Result<(), String> {
+        match self {
+            Self::One(t) if !(0.0..=1.0).contains(t) => Err(format!("has the threshold {t}, expected one from 0 to 1")),
+            Self::One(_) if !several && labels.len() != 2 => {
+                Err(format!("has a threshold, but the model has {} labels, and it decides between two", labels.len()))
+            }
+            Self::PerLabel(_) if !several => Err("has thresholds by label, but a row has one label".into()),
+            Self::PerLabel(table) => {
+                for (name, t) in table {
+                    if !labels.contains(name) {
+                        return Err(format!("has a threshold for \"{name}\", which is no label of the model"));
+                    }
+                    if !(0.0..=1.0).contains(t) {
+                        return Err(format!("has the threshold {t} for \"{name}\", expected one from 0 to 1"));
+                    }
+                }
+                Ok(())
+            }
+            Self::One(_) => Ok(()),
+        }
+    }
 }
 
 /// A threshold and its score: class 1 is predicted where its probability is `threshold` or more.

@@ -133,6 +133,7 @@ impl Pretrained {
         match self.json.get("problem_type").and_then(|v| v.as_str()) {
             Some("regression") if outputs == 1 => Ok(Task { kind: TaskKind::Regression, labels: vec![] }),
             Some("single_label_classification") => Ok(Task { kind: TaskKind::Classification, labels }),
+            Some("multi_label_classification") => Ok(Task { kind: TaskKind::Multilabel, labels }),
             Some(other) => {
                 Err(self.wrong(format!("problem_type {other:?} with {outputs} outputs is not in this version")))
             }

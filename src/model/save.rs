@@ -7,6 +7,7 @@ use crate::data::config::{Column, DataConfig, Format, TaskKind};
 use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::error::{Error, Result};
 use crate::hub::files::TOKENIZER_FILES;
+use crate::metrics::threshold::Threshold;
 use crate::ops::with_values;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
@@ -24,12 +25,15 @@ pub fn model_dir(dir: &Path) -> PathBuf {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BertftJson {
     pub version: String,
-    /// `classification` or `regression`.
+    /// `classification`, `multilabel` or `regression`.
     pub task: String,
     pub text: Columns,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_pair: Option<Column>,
-    pub label: Column,
+    pub label: Columns,
+    /// What stands between a row's labels, where there are several in one column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_delimiter: Option<String>,
     pub header: bool,
     pub max_length: usize,
     /// How the training file was written; the rest as [`DataConfig`] has it.
@@ -47,9 +51,10 @@ pub struct BertftJson {
     pub pattern: Option<Pattern>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub rename_labels: BTreeMap<String, String>,
-    /// Of two labels the second is predicted where its probability is this or more; without it, the more probable one.
+    /// Of two labels the second is predicted where its probability is this or more; without it, the more probable one. Where a
+    /// row may have several labels, each is predicted from this probability on, or from one of its own; without it, from 0.5 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<f64>,
+    pub threshold: Option<Threshold>,
 }
 
 impl BertftJson {
@@ -61,6 +66,7 @@ impl BertftJson {
             text: data.text.clone(),
             text_pair: data.text_pair.clone(),
             label: data.label.clone(),
+            label_delimiter: data.label_delimiter.clone(),
             header: data.header,
             max_length: data.max_length,
             threshold: None,
@@ -145,6 +151,7 @@ impl Model {
             if task.kind == TaskKind::Regression { vec!["LABEL_0".into()] } else { task.labels.clone() };
         let problem = match task.kind {
             TaskKind::Classification => "single_label_classification",
+            TaskKind::Multilabel => "multi_label_classification",
             TaskKind::Regression => "regression",
         };
         let id2label: serde_json::Map<_, _> =
@@ -168,6 +175,7 @@ impl Model {
         let base_model = source.hub().map_or_else(String::new, |(id, _)| format!("base_model: {id}\n"));
         let what = match self.task().kind {
             TaskKind::Classification => format!("one of {} labels", self.task().labels.len()),
+            TaskKind::Multilabel => format!("which of {} labels apply", self.task().labels.len()),
             TaskKind::Regression => "a number".into(),
         };
         let kind = if extra.text_pair.is_some() { "a pair of texts" } else { "a text" };

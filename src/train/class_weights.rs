@@ -1,4 +1,4 @@
-//! `train.class_weights`: a weight a label in the loss, from a table or from how often each label occurs.
+//! `train.class_weights` and `train.pos_weight`: a weight a label in the loss, from a table or from how often each label occurs.
 
 use crate::data::{LabelMap, Targets, listed, shortened};
 use crate::error::{Error, Result};
@@ -9,12 +9,13 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The value of `train.class_weights`.
+/// The value of `train.class_weights` or `train.pos_weight`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClassWeights {
-    /// rows / (labels · rows of the label), as scikit-learn's `compute_class_weight("balanced")`.
+    /// rows / (labels · rows of the label), as scikit-learn's `compute_class_weight("balanced")`; where a row may have several
+    /// labels, rows without the label / rows with it.
     Balanced,
-    /// By label name; every label has one.
+    /// By label name; every label has one. Where a row may have several labels those that are not named have 1.
     Table(BTreeMap<String, f64>),
 }
 
@@ -57,7 +58,7 @@ impl JsonSchema for ClassWeights {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "anyOf": [
-            { "const": "balanced", "description": "Rarer labels weigh more: rows / (labels · rows of the label)." },
+            { "const": "balanced", "description": "Rarer labels weigh more: rows / (labels · rows of the label), for multilabel rows without it / rows with it." },
             { "type": "object", "additionalProperties": { "type": "number", "exclusiveMinimum": 0 } },
         ]})
     }
@@ -69,32 +70,48 @@ impl ClassWeights {
     /// # Errors
     /// [`Error::Input`] when a name of the table is no label, a label has no weight or two, or, balanced, no row.
     pub fn resolve(&self, labels: &[String], targets: &Targets) -> Result<Vec<f32>> {
+        let several = matches!(targets, Targets::Sets(_));
+        let wrong = |message| {
+            let key = if several { "train.pos_weight" } else { "train.class_weights" };
+            Error::input(format!("{key} {message}"))
+        };
         match self {
-            Self::Balanced => balanced(labels, targets),
-            Self::Table(table) => by_name(table, labels),
+            Self::Balanced => balanced(labels, targets, &wrong),
+            Self::Table(table) => by_name(table, labels, several, &wrong),
         }
     }
 }
 
-fn wrong(message: String) -> Error {
-    Error::input(format!("train.class_weights {message}"))
-}
-
-fn balanced(labels: &[String], targets: &Targets) -> Result<Vec<f32>> {
-    let Targets::Class(classes) = targets else { return Err(Error::Failed("the rows have no classes".into())) };
-    let mut counts = vec![0u64; labels.len()];
-    classes.iter().for_each(|&c| counts[c as usize] += 1);
+fn balanced(labels: &[String], targets: &Targets, wrong: &dyn Fn(String) -> Error) -> Result<Vec<f32>> {
+    let (rows, counts) = match targets {
+        Targets::Class(classes) => {
+            let mut counts = vec![0u64; labels.len()];
+            classes.iter().for_each(|&c| counts[c as usize] += 1);
+            (classes.len(), counts)
+        }
+        Targets::Sets(sets) => (sets.len(), sets.counts(labels.len())),
+        _ => return Err(Error::Failed("the rows have no classes".into())),
+    };
     if let Some(i) = counts.iter().position(|&n| n == 0) {
         let label = shortened(&labels[i]);
         return Err(wrong(format!(
             "is \"balanced\", but no training row has the label \"{label}\"; remove it from data.labels, or give a table of weights"
         )));
     }
-    let share = classes.len() as f64 / labels.len() as f64;
-    Ok(counts.iter().map(|&n| (share / n as f64) as f32).collect())
+    let rows = rows as f64;
+    let of_class = |n: f64| match targets {
+        Targets::Sets(_) => (rows - n) / n,
+        _ => rows / labels.len() as f64 / n,
+    };
+    Ok(counts.iter().map(|&n| of_class(n as f64) as f32).collect())
 }
 
-fn by_name(table: &BTreeMap<String, f64>, labels: &[String]) -> Result<Vec<f32>> {
+fn by_name(
+    table: &BTreeMap<String, f64>,
+    labels: &[String],
+    several: bool,
+    wrong: &dyn Fn(String) -> Error,
+) -> Result<Vec<f32>> {
     let map = LabelMap::new(labels.to_vec())?;
     let mut weights = vec![None; labels.len()];
     for (name, &weight) in table {
@@ -113,6 +130,9 @@ fn by_name(table: &BTreeMap<String, f64>, labels: &[String]) -> Result<Vec<f32>>
     }
     let missing: Vec<&str> =
         labels.iter().zip(&weights).filter(|(_, w)| w.is_none()).map(|(label, _)| label.as_str()).collect();
+    if several {
+        return Ok(weights.into_iter().map(|w| w.unwrap_or(1.0)).collect());
+    }
     if !missing.is_empty() {
         let message = format!("has no weight for {}; every label needs one", listed(missing.into_iter()));
         return Err(wrong(message));

@@ -131,6 +131,10 @@ pub struct TrainConfig {
     /// Weight of each label in the loss: "balanced", or a table by label name. Default: all equal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<ClassWeights>,
+    /// For multilabel, the weight in the loss of a label that a row has, against that of one it has not: "balanced", or a table
+    /// by label name. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pos_weight: Option<ClassWeights>,
     /// The γ of the focal loss (Lin et al. 2017), which counts rows less the better they are known; 0 is off. Default 0.
     #[schemars(range(min = 0, max = 10))]
     pub focal_gamma: f64,
@@ -212,6 +216,7 @@ impl Default for TrainConfig {
             gradient_accumulation_steps: 1,
             label_smoothing_factor: 0.0,
             class_weights: None,
+            pos_weight: None,
             focal_gamma: 0.0,
             seed: 42,
             precision: Precision::F32,
@@ -312,21 +317,35 @@ impl TrainConfig {
             ("train.focal_gamma", self.focal_gamma > 0.0, "focal loss"),
             ("train.r_drop", self.r_drop > 0.0, "probabilities to compare"),
         ];
-        if task == TaskKind::Regression
+        if task != TaskKind::Classification
             && let Some((key, _, what)) = set.iter().find(|(_, set, _)| *set)
         {
-            return Err(Invalid::new(key, format!("is set, but regression has no {what}; remove the key")));
+            let instead = match (task, *key) {
+                (TaskKind::Multilabel, "train.class_weights") => "set train.pos_weight in its place",
+                _ => "remove the key",
+            };
+            return Err(Invalid::new(key, format!("is set, but {task} has no {what}; {instead}")));
+        }
+        if self.pos_weight.is_some() && task != TaskKind::Multilabel {
+            let instead = match task {
+                TaskKind::Classification => "set train.class_weights in its place",
+                _ => "remove the key",
+            };
+            let message = format!("is set, but it weights the labels of multilabel and this is {task}; {instead}");
+            return Err(Invalid::new("train.pos_weight", message));
         }
         if self.focal_gamma > 0.0 && self.label_smoothing_factor > 0.0 {
             let message =
                 "is set beside train.label_smoothing_factor, which the focal loss does not define; remove one";
             return Err(Invalid::new("train.focal_gamma", message));
         }
-        if let Some(ClassWeights::Table(table)) = &self.class_weights
-            && let Some((label, w)) = table.iter().find(|(_, w)| !(**w > 0.0 && **w <= 1e6))
-        {
-            let message = format!("has {w} for the label \"{label}\", expected a number above 0, at most 1e6");
-            return Err(Invalid::new("train.class_weights", message));
+        for (key, weights) in [("train.class_weights", &self.class_weights), ("train.pos_weight", &self.pos_weight)] {
+            if let Some(ClassWeights::Table(table)) = weights
+                && let Some((label, w)) = table.iter().find(|(_, w)| !(**w > 0.0 && **w <= 1e6))
+            {
+                let message = format!("has {w} for the label \"{label}\", expected a number above 0, at most 1e6");
+                return Err(Invalid::new(key, message));
+            }
         }
         Ok(())
     }
@@ -426,6 +445,7 @@ fn number(key: &'static str, x: f64, valid: impl Fn(f64) -> bool, expected: &str
 pub fn metric_family(task: TaskKind, classes: usize) -> Family {
     match task {
         TaskKind::Classification => Family::Classification { classes },
+        TaskKind::Multilabel => Family::Multilabel,
         TaskKind::Regression => Family::Regression,
     }
 }

@@ -3,18 +3,21 @@
 //! and without them can be compared.
 
 use super::log::{Phase, Progress, Reporter};
+use crate::data::config::TaskKind;
 use crate::data::sampler::length_sorted;
 use crate::data::slices::Slices;
-use crate::data::{Dataset, Targets};
+use crate::data::{Dataset, LabelSets, Targets};
 use crate::error::{Error, Result};
-use crate::heads::sequence::{probabilities, row_losses};
+use crate::heads::sequence::{probabilities, row_losses, sigmoids};
 use crate::metrics::classification::{ClassificationReport, Confusion, argmax};
-use crate::metrics::threshold::{Criterion, Tuned, best, decide};
+use crate::metrics::multilabel::Counts;
+use crate::metrics::threshold::{Criterion, Threshold, best, decide, decide_each};
 use crate::metrics::{Metrics, ranking, regression};
 use crate::model::Model;
 use serde::de::{Deserialize, Deserializer};
 use serde::{Deserialize as Derive, Serialize, Serializer};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// A labelled set.
@@ -44,10 +47,10 @@ pub fn evaluate(
     model: &mut Model,
     set: &EvalSet,
     batch_size: usize,
-    threshold: Option<f64>,
+    threshold: Option<&Threshold>,
     reporter: &mut dyn Reporter,
 ) -> Result<Evaluation> {
-    Scored::new(model, &set.data, batch_size, reporter)?.evaluation(set.slices.as_ref(), threshold)
+    Scored::new(model, &set.data, batch_size, threshold, reporter)?.evaluation(set.slices.as_ref(), threshold)
 }
 
 /// Above this many probabilities (256 MiB) of three or more classes none are kept, and the scores that need them all are NaN.
@@ -57,6 +60,7 @@ const MOST_PROBABILITIES: usize = 1 << 26;
 #[derive(Debug)]
 pub struct Scored<'a> {
     targets: &'a Targets,
+    labels: Vec<String>,
     outputs: usize,
     /// `[rows]`
     losses: Vec<f64>,
@@ -64,27 +68,37 @@ pub struct Scored<'a> {
     values: Vec<f32>,
     /// Of classification, `[rows]`: the class of the largest logit.
     classes: Vec<u32>,
+    /// Of any number of labels a row, where there are too many probabilities to keep: `[rows]`, those predicted.
+    sets: Vec<Vec<u32>>,
     /// `[rows]` of class 1 for two classes, else `[rows, labels]`; `None` when there were too many.
     probabilities: Option<Vec<f32>>,
     seconds: f64,
 }
 
 impl<'a> Scored<'a> {
-    /// Runs the model over `data`.
-    pub fn new(model: &mut Model, data: &'a Dataset, batch_size: usize, reporter: &mut dyn Reporter) -> Result<Self> {
+    /// Runs the model over `data`. `threshold` decides between labels where not all probabilities can be kept.
+    pub fn new(
+        model: &mut Model,
+        data: &'a Dataset,
+        batch_size: usize,
+        threshold: Option<&Threshold>,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Self> {
         let started = Instant::now();
-        let (total, outputs) = (data.len(), model.task().outputs());
+        let (total, outputs, labels) = (data.len(), model.task().outputs(), model.task().labels.clone());
         let of = |kept: bool| if kept { total } else { 0 };
-        let labelled = matches!(data.targets, Targets::Class(_));
-        // Of two classes one is enough.
-        let width = if outputs == 2 { 1 } else { outputs };
-        let kept = labelled && total.saturating_mul(width) <= MOST_PROBABILITIES;
+        let kind = model.task().kind;
+        let width = width(kind, outputs);
+        let kept = kind != TaskKind::Regression && total.saturating_mul(width) <= MOST_PROBABILITIES;
+        let thresholds = each(threshold, &labels);
         let mut scored = Self {
             targets: &data.targets,
+            labels,
             outputs,
             losses: vec![0.0; total],
-            values: vec![0.0; of(!labelled)],
-            classes: vec![0; of(labelled)],
+            values: vec![0.0; of(kind == TaskKind::Regression)],
+            classes: vec![0; of(kind == TaskKind::Classification)],
+            sets: vec![vec![]; of(kind == TaskKind::Multilabel && !kept)],
             probabilities: kept.then(|| vec![0.0; total * width]),
             seconds: 0.0,
         };
@@ -95,14 +109,21 @@ impl<'a> Scored<'a> {
             let losses = row_losses(&logits, outputs, &batch.targets)?;
             for ((&row, logits), loss) in rows.iter().zip(logits.chunks_exact(outputs)).zip(losses) {
                 scored.losses[row] = loss;
-                if !labelled {
-                    scored.values[row] = logits[0];
-                    continue;
-                }
-                scored.classes[row] = argmax(logits);
-                if let Some(all) = &mut scored.probabilities {
-                    let of_row = probabilities(logits, outputs);
-                    all[row * width..(row + 1) * width].copy_from_slice(&of_row[outputs - width..]);
+                let of_row = match kind {
+                    TaskKind::Regression => {
+                        scored.values[row] = logits[0];
+                        continue;
+                    }
+                    TaskKind::Classification => {
+                        scored.classes[row] = argmax(logits);
+                        probabilities(logits, outputs)
+                    }
+                    TaskKind::Multilabel => sigmoids(logits),
+                };
+                match &mut scored.probabilities {
+                    Some(all) => all[row * width..(row + 1) * width].copy_from_slice(&of_row[outputs - width..]),
+                    None if kind == TaskKind::Multilabel => scored.sets[row] = decide_each(&of_row, &thresholds),
+                    None => {}
                 }
             }
             done += rows.len();
@@ -119,19 +140,40 @@ impl<'a> Scored<'a> {
         Ok(scored)
     }
 
-    /// The threshold of two classes that is best by `criterion`; `None` when the rows do not tell.
-    pub fn best_threshold(&self, criterion: Criterion) -> Option<Tuned> {
-        match (self.targets, &self.probabilities) {
-            (Targets::Class(truth), Some(scores)) if self.outputs == 2 => best(scores, truth, criterion),
+    /// The threshold that is best by `criterion`, of two classes, or of labels of which a row may have several: one for all
+    /// of them together, or one `per_label`. `None` when the rows do not tell.
+    pub fn best_threshold(&self, criterion: Criterion, per_label: bool) -> Option<Threshold> {
+        let scores = self.probabilities.as_ref()?;
+        match self.targets {
+            Targets::Class(truth) if self.outputs == 2 => {
+                best(scores, truth, criterion).map(|tuned| Threshold::One(tuned.threshold))
+            }
+            Targets::Sets(sets) => {
+                let truth = |row: usize, label: usize| u32::from(sets.of(row).contains(&(label as u32)));
+                let n = self.outputs;
+                if !per_label {
+                    let truth: Vec<u32> = (0..scores.len()).map(|i| truth(i / n, i % n)).collect();
+                    return best(scores, &truth, criterion).map(|tuned| Threshold::One(tuned.threshold));
+                }
+                let of_label = |label: usize| {
+                    let column: Vec<f32> = scores.iter().skip(label).step_by(n).copied().collect();
+                    let truth: Vec<u32> = (0..sets.len()).map(|row| truth(row, label)).collect();
+                    let tuned = best(&column, &truth, criterion)?;
+                    Some((self.labels[label].clone(), tuned.threshold))
+                };
+                let table: BTreeMap<_, _> = (0..n).filter_map(of_label).collect();
+                (!table.is_empty()).then_some(Threshold::PerLabel(table))
+            }
             _ => None,
         }
     }
 
     /// All scores, of the whole set and of each slice. With a `threshold` class 1 of two is predicted where its probability
-    /// is that or more, and the metrics end with it; else the more probable class is.
-    pub fn evaluation(&self, slices: Option<&Slices>, threshold: Option<f64>) -> Result<Evaluation> {
+    /// is that or more, else the more probable class is; of several labels each from its threshold on, else from 0.5 on. The
+    /// metrics end with one threshold for all.
+    pub fn evaluation(&self, slices: Option<&Slices>, threshold: Option<&Threshold>) -> Result<Evaluation> {
         let (mut metrics, report) = self.metrics(None, threshold)?;
-        if let Some(threshold) = threshold {
+        if let Some(threshold) = threshold.and_then(Threshold::one) {
             metrics.push("threshold", threshold);
         }
         let score = |(value, rows): (&str, Vec<usize>)| {
@@ -148,11 +190,33 @@ impl<'a> Scored<'a> {
         })
     }
 
+    /// The scores of any number of labels a row, of these rows or of all.
+    fn sets_report(
+        &self,
+        truth: &LabelSets,
+        rows: Option<&[usize]>,
+        threshold: Option<&Threshold>,
+    ) -> ClassificationReport {
+        let (n, thresholds) = (self.outputs, each(threshold, &self.labels));
+        let (mut counts, total) = (Counts::new(n), rows.map_or(truth.len(), <[usize]>::len));
+        let row_of = |i: usize| rows.map_or(i, |rows| rows[i]);
+        for row in (0..total).map(row_of) {
+            match &self.probabilities {
+                Some(all) => counts.add(truth.of(row), &decide_each(&all[row * n..(row + 1) * n], &thresholds)),
+                None => counts.add(truth.of(row), &self.sets[row]),
+            }
+        }
+        let ranking = self.probabilities.as_ref().map_or([f64::NAN; 2], |all| {
+            ranking::score_sets(&gather(all, rows, n), n, |i, label| truth.of(row_of(i)).contains(&(label as u32)))
+        });
+        counts.report(ranking)
+    }
+
     /// The scores of these rows, or of all.
     fn metrics(
         &self,
         rows: Option<&[usize]>,
-        threshold: Option<f64>,
+        threshold: Option<&Threshold>,
     ) -> Result<(Metrics, Option<ClassificationReport>)> {
         let losses = gather(&self.losses, rows, 1);
         let loss = losses.iter().sum::<f64>() / losses.len() as f64;
@@ -162,11 +226,15 @@ impl<'a> Scored<'a> {
                 let scores = regression::score(&gather(&self.values, rows, 1), &gather(truth, rows, 1))?;
                 return Ok((scores.with_loss(loss), None));
             }
+            Targets::Sets(sets) => {
+                let report = self.sets_report(sets, rows, threshold);
+                return Ok((report.metrics.clone().with_loss(loss), Some(report)));
+            }
             Targets::None => return Err(Error::Failed("rows without labels cannot be scored".into())),
         };
-        let width = if self.outputs == 2 { 1 } else { self.outputs };
+        let width = width(TaskKind::Classification, self.outputs);
         let probabilities = self.probabilities.as_ref().map(|all| gather(all, rows, width));
-        let classes = match (&probabilities, threshold) {
+        let classes = match (&probabilities, threshold.and_then(Threshold::one)) {
             (Some(p), Some(threshold)) if self.outputs == 2 => p.iter().map(|&p| decide(p, threshold)).collect(),
             _ => gather(&self.classes, rows, 1),
         };
@@ -178,6 +246,16 @@ impl<'a> Scored<'a> {
         let ranking = probabilities.map_or([f64::NAN; 2], |p| ranking::score(&p, &truth, self.outputs));
         Ok((report.metrics.clone().with_loss(loss).with_ranking(ranking), Some(report)))
     }
+}
+
+/// Probabilities kept of a row: of two classes one is enough.
+fn width(kind: TaskKind, outputs: usize) -> usize {
+    if kind == TaskKind::Classification && outputs == 2 { 1 } else { outputs }
+}
+
+/// The threshold of each label; 0.5 where none is set.
+fn each(threshold: Option<&Threshold>, labels: &[String]) -> Vec<f64> {
+    threshold.map_or_else(|| vec![0.5; labels.len()], |t| t.each(labels))
 }
 
 /// `values: [all, width]` of some rows.

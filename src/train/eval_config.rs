@@ -9,10 +9,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
-    /// For two labels: after training, the decision threshold that is best on the eval data by this score is saved with the
-    /// model. Default: none, the more probable label is predicted.
+    /// For two labels, or any number a row: after training, the decision threshold that is best on the eval data by this score is
+    /// saved with the model; for multilabel by the score of all decisions together, so that f1 is micro-averaged. Default: none,
+    /// the more probable label is predicted, or each from a probability of 0.5 on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tune_threshold: Option<Criterion>,
+    /// For multilabel: tune a threshold for each label by itself. Default false.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub threshold_per_label: bool,
     /// A column of the eval and test data for each of whose values there are metrics. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slice_by: Option<Column>,
@@ -24,6 +28,18 @@ impl EvalConfig {
         if self.tune_threshold.is_some() && task == TaskKind::Regression {
             let message = "is set, but regression decides between no labels; remove the key";
             return Err(Invalid::new("eval.tune_threshold", message));
+        }
+        if self.threshold_per_label {
+            let message = match (task, self.tune_threshold) {
+                (TaskKind::Multilabel, Some(_)) => None,
+                (TaskKind::Multilabel, None) => {
+                    Some("is true, but eval.tune_threshold, such as \"f1\", is not set".into())
+                }
+                _ => Some(format!("is true, but {task} has one threshold at most; remove the key")),
+            };
+            if let Some(message) = message {
+                return Err(Invalid::new("eval.threshold_per_label", message));
+            }
         }
         let needs_eval = "is set, but there is no eval data; set data.eval to a file or to a fraction such as 0.1";
         if self.tune_threshold.is_some() && !has_eval {

@@ -1,6 +1,6 @@
 //! The golden fixtures (`golden/README.md`) as models and data sets.
 
-use bertft::data::{Dataset, Targets, Tokens};
+use bertft::data::{Dataset, LabelSets, Targets, Tokens};
 use bertft::model::{Model, Pretrained};
 use bertft::nn::workspace::Space;
 use candle_core::{DType, Device, Tensor};
@@ -10,9 +10,35 @@ use std::path::{Path, PathBuf};
 #[derive(Deserialize)]
 struct Row {
     #[serde(default)]
-    label: f64,
+    label: Label,
     input_ids: Vec<u32>,
     token_type_ids: Vec<u8>,
+}
+
+/// A number, or the ids of any number of labels.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Label {
+    Number(f64),
+    Several(Vec<u32>),
+}
+
+impl Default for Label {
+    fn default() -> Self {
+        Self::Number(0.0)
+    }
+}
+
+impl Label {
+    fn number(&self) -> f64 {
+        if let Self::Number(x) = self { *x } else { f64::NAN }
+    }
+
+    fn set(&self) -> Vec<u32> {
+        let mut set = if let Self::Several(set) = self { set.clone() } else { vec![] };
+        set.sort_unstable();
+        set
+    }
 }
 
 /// A file or folder of a case.
@@ -26,9 +52,11 @@ pub fn dataset(case: &str) -> Dataset {
     let rows: Vec<Row> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
     let tokens = Tokens::from_rows(rows.iter().map(|row| (&row.input_ids, &row.token_type_ids, false)));
     let targets = if ["regression", "mpnet"].contains(&case) {
-        Targets::Value(rows.iter().map(|r| r.label as f32).collect())
+        Targets::Value(rows.iter().map(|r| r.label.number() as f32).collect())
+    } else if case == "multilabel" {
+        Targets::Sets(LabelSets::new(rows.iter().map(|r| r.label.set()).collect()))
     } else {
-        Targets::Class(rows.iter().map(|r| r.label as u32).collect())
+        Targets::Class(rows.iter().map(|r| r.label.number() as u32).collect())
     };
     let lines = (2..rows.len() as u64 + 2).collect();
     Dataset { tokens, targets, lines, file }

@@ -73,6 +73,9 @@ PAIR_ROWS = [
 REGRESSION_ROWS = [(text, None, value) for (text, _, _), value in zip(
     CLASSIFICATION_ROWS[:10], [0.8, -1.25, 2.5, -2.0, 0.1, 1.4, 0.6, 0.0, -0.3, -0.7])]
 
+MULTILABEL_ROWS = [(text, None, label) for (text, _, _), label in zip(
+    CLASSIFICATION_ROWS, [[0], [], [1, 2], [2], [0, 1, 2, 3], [1], [3, 0], [], [2, 1], [3], [0, 2], [1, 3]])]
+
 CASES = {
     "classification": dict(
         seed=11, rows=CLASSIFICATION_ROWS, labels=["cold", "good", "dull", "neutral", "long"],
@@ -88,6 +91,10 @@ CASES = {
         config=dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=24,
                     hidden_act="gelu_new"),
         curves=["linear"], final_weights=True),
+    "multilabel": dict(
+        seed=14, rows=MULTILABEL_ROWS, labels=["film", "good", "cold", "story"], several=True,
+        config=dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=24, hidden_act="gelu"),
+        curves=["linear"], final_weights=True),
 }
 
 # The families whose tokenizers give token types to their models.
@@ -101,7 +108,7 @@ CURVES = {
     "cosine": dict(lr_scheduler_type="cosine", label_smoothing_factor=0.1),
 }
 STEPS, WARMUP, LEARNING_RATE, WEIGHT_DECAY = 20, 5, 2e-3, 0.1
-MAX_GRAD_NORM = {"classification": 4.0, "pairs": 1.7, "regression": 3.0}
+MAX_GRAD_NORM = {"classification": 4.0, "pairs": 1.7, "regression": 3.0, "multilabel": 0.6}
 
 
 def write_json(path, value):
@@ -137,17 +144,18 @@ def make_tokenizer(folder, pieces=VOCAB):
     return tokenizer
 
 
-def kind_of(labels):
+def kind_of(labels, several=False):
     """The keys of a config that say what is predicted."""
     return dict(num_labels=1, problem_type="regression") if labels is None else dict(
-        problem_type="single_label_classification", id2label=dict(enumerate(labels)),
+        problem_type="multi_label_classification" if several else "single_label_classification", id2label=dict(enumerate(labels)),
         label2id={name: i for i, name in enumerate(labels)})
 
 
 def make_model(case):
     config = BertConfig(
         vocab_size=len(VOCAB), max_position_embeddings=MAX_POSITIONS, type_vocab_size=2, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0, **case["config"], **kind_of(case["labels"]))
+        attention_probs_dropout_prob=0.0, **case["config"],
+        **kind_of(case["labels"], case.get("several")))
     config._attn_implementation = "eager"
     return fill(BertForSequenceClassification(config), case["seed"])
 
@@ -174,8 +182,16 @@ def collate(rows, config):
     return batch
 
 
+def indicators(labels, logits):
+    """Lists of labels as rows of 0 and 1."""
+    return torch.tensor([[float(i in row) for i in range(logits.shape[1])] for row in labels], dtype=logits.dtype)
+
+
 def loss_sum(logits, labels, smoothing=0.0):
-    """Sum of the rows' losses: squared error, or cross-entropy smoothed as transformers' LabelSmoother does it."""
+    """Sum of the rows' losses: squared error, the mean of the labels' binary cross-entropies, or cross-entropy smoothed as
+    transformers' LabelSmoother does it."""
+    if isinstance(labels[0], list):
+        return F.binary_cross_entropy_with_logits(logits, indicators(labels, logits), reduction="none").mean(-1).sum()
     if logits.shape[1] == 1:
         return ((logits.squeeze(1) - torch.tensor(labels, dtype=logits.dtype)) ** 2).sum()
     log_p = F.log_softmax(logits, dim=-1)
@@ -190,7 +206,10 @@ def gradients(model, rows):
     logits = model(**batch).logits
     labels = [r["label"] for r in rows]
     loss = loss_sum(logits, labels) / len(rows)
-    target = torch.tensor(labels, dtype=logits.dtype if logits.shape[1] == 1 else torch.long)
+    if isinstance(labels[0], list):
+        target = indicators(labels, logits)
+    else:
+        target = torch.tensor(labels, dtype=logits.dtype if logits.shape[1] == 1 else torch.long)
     own = model(**batch, labels=target).loss
     assert torch.allclose(own, loss, rtol=1e-5), "our loss is not the model's own"
     loss.backward()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Weighted and focal losses by PyTorch for the tests: writes fixtures/<case>/losses.json beside the models and rows that
+"""Weighted and focal losses by PyTorch, and BCEWithLogitsLoss(pos_weight), for the tests: writes fixtures/<case>/losses.json beside the models and rows that
 make_fixtures.py made.
 
 Run by hand. Deterministic. Weighted losses are `torch.nn.CrossEntropyLoss` itself; focal ones are the formula of Lin et
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import BertForSequenceClassification
 
-from make_fixtures import ROOT, VERSIONS, collate, write_json
+from make_fixtures import ROOT, VERSIONS, collate, indicators, write_json
 
 FULL = ["classifier.weight", "classifier.bias"]  # the other gradients are held by norm and sum
 
@@ -32,19 +32,23 @@ def make(case):
     folder = ROOT / case
     model = BertForSequenceClassification.from_pretrained(folder / "model", dtype=torch.float64).eval()
     rows = json.loads((folder / "batch.json").read_text())
-    labels = torch.tensor([r["label"] for r in rows])
     count = model.config.num_labels
-    balanced = compute_class_weight("balanced", classes=np.arange(count), y=labels.numpy()).tolist()
-    uneven = [0.25, 3.0, 1.0, 0.5, 2.0][:count]
-    variants = [
-        dict(class_weights=balanced), dict(class_weights=uneven), dict(class_weights=uneven, label_smoothing=0.1),
-        dict(focal_gamma=2.0), dict(focal_gamma=0.5), dict(class_weights=uneven, focal_gamma=1.5),
-    ]
+    if case == "multilabel":
+        labels = indicators([r["label"] for r in rows], torch.empty(1, count, dtype=torch.float64))
+        balanced = ((len(rows) - labels.sum(0)) / labels.sum(0)).tolist()
+        uneven = [0.25, 3.0, 1.0, 2.0]
+        variants = [dict(class_weights=balanced), dict(class_weights=uneven)]
+    else:
+        labels, balanced, uneven, variants = classes(rows, count)
     out = []
     for v in variants:
         weight = torch.tensor(v["class_weights"], dtype=torch.float64) if "class_weights" in v else None
         model.zero_grad()
-        value = loss(model(**collate(rows, model.config)).logits, labels, weight, v.get("label_smoothing", 0.0), v.get("focal_gamma", 0.0))
+        logits = model(**collate(rows, model.config)).logits
+        if case == "multilabel":
+            value = torch.nn.BCEWithLogitsLoss(pos_weight=weight)(logits, labels)
+        else:
+            value = loss(logits, labels, weight, v.get("label_smoothing", 0.0), v.get("focal_gamma", 0.0))
         value.backward()
         grads = {n: p.grad for n, p in sorted(model.named_parameters())}
         out.append(v | dict(loss=value.item(), full={n: grads[n].flatten().tolist() for n in FULL},
@@ -53,7 +57,18 @@ def make(case):
     print(case, [round(v["loss"], 4) for v in out])
 
 
+def classes(rows, count):
+    labels = torch.tensor([r["label"] for r in rows])
+    balanced = compute_class_weight("balanced", classes=np.arange(count), y=labels.numpy()).tolist()
+    uneven = [0.25, 3.0, 1.0, 0.5, 2.0][:count]
+    variants = [
+        dict(class_weights=balanced), dict(class_weights=uneven), dict(class_weights=uneven, label_smoothing=0.1),
+        dict(focal_gamma=2.0), dict(focal_gamma=0.5), dict(class_weights=uneven, focal_gamma=1.5),
+    ]
+    return labels, balanced, uneven, variants
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in ["classification", "pairs"]:
+    for case in ["classification", "pairs", "multilabel"]:
         make(case)

@@ -19,6 +19,7 @@ from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
     f1_score,
+    hamming_loss,
     matthews_corrcoef,
     mean_absolute_error,
     mean_squared_error,
@@ -73,6 +74,22 @@ def ranking(name, truth, scores):
                 average_precision=float(average_precision_score(truth, scores)))
 
 
+def multilabel(name, truth, scores, threshold=0.5):
+    """Indicators and probabilities, both `[rows, labels]`; the scores short in JSON and exact in f32."""
+    truth, scores = np.asarray(truth, int), np.asarray(scores, np.float32)
+    predicted = (scores >= threshold).astype(int)
+    call = lambda f, average: number(f(truth, predicted, average=average, zero_division=0))
+    metrics = {f"{a}_f1": call(f1_score, a) for a in ("micro", "macro", "weighted", "samples")}
+    metrics |= {f"{a}_{n}": call(f, a) for a in ("micro", "macro")
+                for n, f in (("precision", precision_score), ("recall", recall_score))}
+    metrics |= dict(subset_accuracy=number(accuracy_score(truth, predicted)), hamming_loss=number(hamming_loss(truth, predicted)),
+                    map=number(average_precision_score(truth, scores)), roc_auc=number(roc_auc_score(truth, scores)))
+    per_class = zip(*precision_recall_fscore_support(truth, predicted, zero_division=0))
+    return dict(name=name, labels=truth.shape[1], threshold=threshold, truth=truth.ravel().tolist(),
+                scores=scores.astype(np.float64).ravel().tolist(), metrics=metrics,
+                per_class=[dict(precision=float(p), recall=float(r), f1=float(f), support=int(s)) for p, r, f, s in per_class])
+
+
 def noisy(rng, truth, classes, wrong):
     return np.where(rng.random(len(truth)) < wrong, rng.integers(0, classes, len(truth)), truth)
 
@@ -88,6 +105,10 @@ def main():
     x = rng.normal(size=40)
     ties = rng.integers(0, 6, 40) / 2
     extra = np.random.default_rng(6)
+    several = np.random.default_rng(7)
+    sets = (several.random((60, 5)) < [0.5, 0.3, 0.1, 0.05, 0.2]).astype(int)
+    sixteenths = lambda truth: np.clip(np.round(truth * 5 + several.normal(size=truth.shape) * 4 + 6), 0, 16) / 16
+    never = sets * [1, 1, 0, 1, 1]
     cases = dict(
         versions=dict(python=platform.python_version(), sklearn=sklearn.__version__, scipy=scipy.__version__),
         classification=[
@@ -116,6 +137,16 @@ def main():
             ranking("seven classes", seven, np.stack([extra.multinomial(16, p) for p in
                                                       np.eye(7)[seven] * 0.3 + 0.1]) / 16),
             ranking("three classes, constant", [0, 1, 2, 1], np.full((4, 3), 1 / 3, np.float32)),
+        ],
+        multilabel=[
+            multilabel("five labels", sets, sixteenths(sets)),
+            multilabel("another threshold", sets, sixteenths(sets), 0.3),
+            multilabel("perfect", sets, sets),
+            multilabel("nothing predicted", sets, np.full((60, 5), 0.25)),
+            multilabel("all predicted", sets, np.full((60, 5), 0.75)),
+            multilabel("a label that no row has", never, sixteenths(never)),
+            multilabel("a label that every row has", np.maximum(sets, [0, 0, 0, 0, 1]), sixteenths(sets)),
+            multilabel("rows without labels", [[0, 0], [1, 0], [0, 0], [0, 1]], [[0, 0.25], [0.5, 0], [0, 1], [0, 0.75]]),
         ],
         regression=[
             regression("plain", x, 0.7 * x + rng.normal(size=40) * 0.5 + 0.1),

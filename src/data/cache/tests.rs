@@ -1,7 +1,7 @@
 use super::*;
 use crate::data::config::{Column, Format};
 use crate::data::load::{Watch, load};
-use crate::data::settings::{Encoding, Files, OnBadRow};
+use crate::data::settings::{Columns, Encoding, Files, OnBadRow};
 use crate::data::{Tokenizer, tokens};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/bert-tiny-4l-128h");
@@ -10,7 +10,7 @@ fn options() -> ReadOptions {
     let name = |name: &str| Some(Column::Name(name.into()));
     let (on_bad_row, rename_labels) = (OnBadRow::Skip, [("l0".to_owned(), "x".to_owned()), ("l9".into(), "y".into())]);
     ReadOptions {
-        label: name("label"),
+        label: name("label").map(Columns::from),
         text_pair: name("pair"),
         slice: name("source"),
         on_bad_row,

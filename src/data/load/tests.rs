@@ -6,7 +6,7 @@ use std::path::Path;
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/bert-tiny-4l-128h");
 
 fn options() -> ReadOptions {
-    ReadOptions { label: Some(Column::Name("label".into())), ..ReadOptions::default() }
+    ReadOptions { label: Some(Column::Name("label".into()).into()), ..ReadOptions::default() }
 }
 
 fn written(text: &str) -> (tempfile::TempDir, PathBuf) {

@@ -11,6 +11,7 @@ use super::lines::{Lines, MAX_ROW_BYTES};
 use super::{Fault, Fields, Naming, ReadOptions};
 use crate::data::config::Column;
 use crate::data::example::Example;
+use crate::data::settings::Columns;
 use crate::data::{did_you_mean, listed};
 use crate::error::{Error, Result};
 
@@ -28,7 +29,8 @@ pub(super) struct Delimited {
 struct Layout {
     text: Vec<usize>,
     text_pair: Option<usize>,
-    label: Option<usize>,
+    /// Names and places.
+    label: Option<Vec<(String, usize)>>,
     slice: Option<usize>,
     id: Option<usize>,
     width: usize,
@@ -57,10 +59,14 @@ impl Delimited {
         if rows.fields.len() != layout.width {
             return Err(Fault::Row(rows.ragged(layout.width, self.options.header)));
         }
+        let label = |columns: &Vec<(String, usize)>| {
+            let values = columns.iter().map(|(name, i)| (name.as_str(), rows.field(*i)));
+            self.options.label_of(values).map_err(|message| Fault::Row(rows.error(message)))
+        };
         let fields = Fields {
             text: self.options.joined(layout.text.iter().map(|&i| rows.field(i))),
             text_pair: layout.text_pair.map(|i| rows.field(i).to_owned()),
-            label: layout.label.map(|i| rows.field(i).to_owned()),
+            label: layout.label.as_ref().map(label).transpose()?,
             slice: layout.slice.map(|i| rows.field(i).to_owned()),
             id: layout.id.map(|i| rows.field(i).into()),
         };
@@ -75,10 +81,17 @@ impl Layout {
             column_index(column, key, &names, options)
                 .map_err(|message| Error::at_line(first.lines.file(), first.first_line, message))
         };
+        // Columns of 0 and 1 stand for the label of their name; without a header that is the number.
+        let named = |c: &Column| {
+            let place = find(c, "label")?;
+            let name = if options.header { names[place].to_owned() } else { place.to_string() };
+            Ok::<_, Error>((name, place))
+        };
+        let labels = |columns: &Columns| columns.iter().map(named).collect::<Result<_>>();
         Ok(Self {
             text: options.text.iter().map(|c| find(c, "text")).collect::<Result<_>>()?,
             text_pair: options.text_pair.as_ref().map(|c| find(c, "text_pair")).transpose()?,
-            label: options.label.as_ref().map(|c| find(c, "label")).transpose()?,
+            label: options.label.as_ref().map(labels).transpose()?,
             slice: options.slice.as_ref().map(|c| find(c, "slice_by")).transpose()?,
             id: names.iter().position(|name| *name == "id").filter(|_| options.header),
             width: names.len(),

@@ -6,6 +6,8 @@ use super::lines::Lines;
 use super::{Fault, Fields, ReadOptions};
 use crate::data::config::Column;
 use crate::data::example::Example;
+use crate::data::label_sets::{LabelForm, of_list};
+use crate::data::settings::Columns;
 use crate::data::{did_you_mean, listed};
 use crate::error::{Error, Result};
 
@@ -15,7 +17,7 @@ pub(super) struct JsonLines {
     options: ReadOptions,
     text: Vec<String>,
     text_pair: Option<String>,
-    label: Option<String>,
+    label: Option<Vec<String>>,
     slice: Option<String>,
 }
 
@@ -33,7 +35,8 @@ impl JsonLines {
         };
         let text = options.text.iter().map(|c| key(c, "text")).collect::<Result<_>>()?;
         let text_pair = options.text_pair.as_ref().map(|c| key(c, "text_pair")).transpose()?;
-        let label = options.label.as_ref().map(|c| key(c, "label")).transpose()?;
+        let keys = |columns: &Columns| columns.iter().map(|c| key(c, "label")).collect::<Result<_>>();
+        let label = options.label.as_ref().map(keys).transpose()?;
         let slice = options.slice.as_ref().map(|c| key(c, "slice_by")).transpose()?;
         Ok(Self { lines, options: options.clone(), text, text_pair, label, slice })
     }
@@ -55,7 +58,7 @@ impl JsonLines {
     fn fields(&self) -> Result<Fields> {
         let mut object = self.object()?;
         let text_pair = self.text_pair.as_ref().map(|k| self.string(&object, k, "text_pair")).transpose()?;
-        let label = self.label.as_ref().map(|k| self.scalar(&object, k)).transpose()?;
+        let label = self.label.as_ref().map(|keys| self.label(&object, keys)).transpose()?;
         let slice = self.slice.as_ref().map(|k| self.group(&object, k)).transpose()?;
         let texts = self.text.iter().map(|k| self.string(&object, k, "text")).collect::<Result<Vec<_>>>()?;
         let text = self.options.joined(texts.iter().map(|t| &**t));
@@ -103,6 +106,18 @@ impl JsonLines {
         }
     }
 
+    /// The label, or what stands for several.
+    fn label(&self, object: &Map<String, Value>, keys: &[String]) -> Result<String> {
+        if let (LabelForm::Several { .. }, [key]) = (&self.options.label_form, keys)
+            && let Value::Array(list) = self.value(object, key, "label")?
+        {
+            return of_list(list).map_err(|message| self.lines.error(format!("\"{key}\": {message}")));
+        }
+        let values = keys.iter().map(|key| self.scalar(object, key)).collect::<Result<Vec<_>>>()?;
+        let columns = keys.iter().map(String::as_str).zip(values.iter().map(String::as_str));
+        self.options.label_of(columns).map_err(|message| self.lines.error(message))
+    }
+
     fn scalar(&self, object: &Map<String, Value>, key: &str) -> Result<String> {
         match self.value(object, key, "label")? {
             Value::String(s) => Ok(s.clone()),
@@ -117,7 +132,7 @@ impl JsonLines {
 }
 
 /// Integers, also when written `1.0` or `1e0`, become plain digits; other numbers their shortest form.
-pub(super) fn canonical(number: &Number) -> String {
+pub(in crate::data) fn canonical(number: &Number) -> String {
     match number.as_f64() {
         // Below 2^53 every integer is exact, so the cast loses nothing.
         Some(f) if !number.is_i64() && !number.is_u64() && f.fract() == 0.0 && f.abs() < 9e15 => (f as i64).to_string(),

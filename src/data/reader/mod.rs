@@ -28,12 +28,14 @@ use serde::{Deserialize, Serialize};
 use self::delimited::Delimited;
 pub use self::head::{Head, head};
 use self::jsonl::JsonLines;
+pub(super) use self::jsonl::canonical;
 use self::lines::Lines;
 pub use self::options::{Naming, ReadOptions};
 use self::pattern::PatternLines;
 use self::source::{Compression, Input, decompress};
 use super::config::Format;
 use super::example::Example;
+use super::label_sets::{self, LabelForm};
 use super::labels::plain;
 use super::settings::{OnBadRow, STANDARD_INPUT};
 use crate::error::{Error, Result};
@@ -274,24 +276,35 @@ impl Reader {
         }
     }
 
-    /// Renames the label, which may not be empty.
+    /// Renames the label, which may not be empty, or each of several labels.
     fn with_label(&mut self, mut example: Example) -> Result<Example, Fault> {
-        let Some(label) = &mut example.label else { return Ok(example) };
-        if label.trim().is_empty() {
-            let message = "the label is empty; fix the row or drop it";
-            return Err(Fault::Row(Error::at_line(&example.file, example.line, message)));
-        }
+        let Some(label) = example.label.take() else { return Ok(example) };
+        let wrong = |message: &str| Fault::Row(Error::at_line(&example.file, example.line, message));
+        example.label = Some(match self.options.label_form {
+            LabelForm::One if label.trim().is_empty() => {
+                return Err(wrong("the label is empty; fix the row or drop it"));
+            }
+            _ if self.options.rename_labels.is_empty() => label,
+            LabelForm::One => self.renamed(label),
+            LabelForm::Several { .. } => {
+                let renamed: Vec<String> = label_sets::names(&label).map(|name| self.renamed(name.into())).collect();
+                label_sets::join(renamed).map_err(|message| wrong(&message))?
+            }
+        });
+        Ok(example)
+    }
+
+    fn renamed(&mut self, label: String) -> String {
         let renames = &self.options.rename_labels;
-        if !renames.is_empty() {
-            let found = renames.get_key_value(label).or_else(|| renames.get_key_value(&plain(label)?));
-            if let Some((from, to)) = found {
+        match renames.get_key_value(&label).or_else(|| renames.get_key_value(&plain(&label)?)) {
+            Some((from, to)) => {
                 if !self.renamed.contains(from) {
                     self.renamed.insert(from.clone());
                 }
-                label.clone_from(to);
+                to.clone()
             }
+            None => label,
         }
-        Ok(example)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{extensions, format_by_extension};
 use crate::data::config::{Column, Format};
+use crate::data::label_sets::{LabelForm, of_cell, of_flags};
 use crate::data::settings::{Columns, Delimiter, Encoding, OnBadRow, Pattern};
 use crate::error::{Error, Result};
 
@@ -17,8 +18,9 @@ pub struct ReadOptions {
     /// Several are joined to one text.
     pub text: Columns,
     pub text_pair: Option<Column>,
-    /// `None`: no label is read, though the file may have some.
-    pub label: Option<Column>,
+    /// `None`: no label is read, though the file may have some. Several columns are those of [`LabelForm::Several`].
+    pub label: Option<Columns>,
+    pub label_form: LabelForm,
     /// A column that groups rows, read as text. `None`: none is read.
     pub slice: Option<Column>,
     /// Whether the first row of csv and tsv names the columns. Without it columns are 0-based indices.
@@ -48,6 +50,7 @@ impl Default for ReadOptions {
             text: Column::Name("text".into()).into(),
             text_pair: None,
             label: None,
+            label_form: LabelForm::One,
             slice: None,
             header: true,
             encoding: None,
@@ -81,6 +84,23 @@ impl ReadOptions {
                 },
             )
         })
+    }
+
+    /// The label of a row, or what stands for its labels, from the names and values of the columns of `label`.
+    pub(super) fn label_of<'c>(
+        &self,
+        mut columns: impl ExactSizeIterator<Item = (&'c str, &'c str)>,
+    ) -> Result<String, String> {
+        match (&self.label_form, columns.len()) {
+            (LabelForm::Several { .. }, 2..) => of_flags(columns),
+            (form, _) => {
+                let value = columns.next().map_or("", |(_, value)| value);
+                match form {
+                    LabelForm::One => Ok(value.to_owned()),
+                    LabelForm::Several { delimiter } => of_cell(value, delimiter, self.naming),
+                }
+            }
+        }
     }
 
     /// The columns of a text as one.

@@ -13,7 +13,9 @@ use parquet::schema::types::Type;
 use super::{Fault, Fields, ReadOptions};
 use crate::data::config::Column;
 use crate::data::example::Example;
+use crate::data::label_sets::{LabelForm, of_list};
 use crate::data::labels::plain;
+use crate::data::settings::Columns;
 use crate::data::{did_you_mean, listed};
 use crate::error::{Error, Result};
 
@@ -25,7 +27,7 @@ pub(super) struct ParquetRows {
     options: ReadOptions,
     text: Vec<usize>,
     text_pair: Option<usize>,
-    label: Option<usize>,
+    label: Option<Vec<usize>>,
     slice: Option<usize>,
     id: Option<usize>,
 }
@@ -46,7 +48,8 @@ impl ParquetRows {
         };
         let text = options.text.iter().map(|c| find(c, "text")).collect::<Result<Vec<_>>>()?;
         let text_pair = options.text_pair.as_ref().map(|c| find(c, "text_pair")).transpose()?;
-        let label = options.label.as_ref().map(|c| find(c, "label")).transpose()?;
+        let mut labels = |columns: &Columns| columns.iter().map(|c| find(c, "label")).collect::<Result<Vec<_>>>();
+        let label = options.label.as_ref().map(&mut labels).transpose()?;
         let slice = options.slice.as_ref().map(|c| find(c, "slice_by")).transpose()?;
         let id = names.iter().position(|name| *name == "id");
         wanted.extend(id);
@@ -64,7 +67,7 @@ impl ParquetRows {
             options: options.clone(),
             text: text.into_iter().map(place).collect(),
             text_pair: text_pair.map(place),
-            label: label.map(place),
+            label: label.map(|places| places.into_iter().map(place).collect()),
             slice: slice.map(place),
             id: id.map(place),
         })
@@ -84,10 +87,23 @@ impl ParquetRows {
         Ok(Fields {
             text: self.options.joined(texts.into_iter()),
             text_pair: self.text_pair.map(|i| text(&columns[i]).map(str::to_owned)).transpose()?,
-            label: self.label.map(|i| scalar(&columns[i])).transpose()?,
+            label: self.label.as_ref().map(|places| self.label(&columns, places)).transpose()?,
             slice: self.slice.map(|i| group(&columns[i])).transpose()?,
             id: self.id.map(|i| scalar(&columns[i]).unwrap_or_default().into()),
         })
+    }
+
+    /// The label, or what stands for several.
+    fn label(&self, columns: &[(String, Field)], places: &[usize]) -> Result<String, String> {
+        if let (LabelForm::Several { .. }, [place]) = (&self.options.label_form, places)
+            && let (name, Field::ListInternal(list)) = &columns[*place]
+        {
+            let values: Vec<_> = list.elements().iter().map(Field::to_json_value).collect();
+            return of_list(&values).map_err(|message| format!("\"{name}\": {message}"));
+        }
+        let values = places.iter().map(|&i| scalar(&columns[i])).collect::<Result<Vec<_>, _>>()?;
+        let names = places.iter().map(|&i| columns[i].0.as_str());
+        self.options.label_of(names.zip(values.iter().map(String::as_str)))
     }
 }
 
@@ -192,7 +208,7 @@ mod tests {
     fn columns_are_read_and_nulls_are_bad_rows() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(&dir);
-        let labelled = ReadOptions { label: Some(Column::Name("label".into())), ..ReadOptions::default() };
+        let labelled = ReadOptions { label: Some(Column::Name("label".into()).into()), ..ReadOptions::default() };
         let found = read_examples(&path, &labelled).unwrap_err().to_string();
         assert!(found.ends_with("t.parquet:3: \"text\" is null, expected a string; fix the row"), "{found}");
         let skip = ReadOptions { on_bad_row: crate::data::settings::OnBadRow::Skip, ..labelled.clone() };
@@ -202,7 +218,7 @@ mod tests {
         let grouped = ReadOptions { slice: Some(Column::Name("other".into())), ..skip };
         let groups = read_examples(&path, &grouped).unwrap().into_iter().map(|e| e.slice.unwrap());
         assert_eq!(groups.collect::<Vec<_>>(), ["null", "null"]);
-        let wrong = ReadOptions { label: Some(Column::Name("lable".into())), ..labelled };
+        let wrong = ReadOptions { label: Some(Column::Name("lable".into()).into()), ..labelled };
         let found = read_examples(&path, &wrong).unwrap_err().to_string();
         assert!(found.contains("there is no column \"lable\" among [label, other, text] (did you mean"), "{found}");
     }

@@ -8,7 +8,7 @@ use super::lines::Lines;
 use super::{Fault, Fields, ReadOptions};
 use crate::data::config::Column;
 use crate::data::example::Example;
-use crate::data::settings::Pattern;
+use crate::data::settings::{Columns, Pattern};
 use crate::data::{did_you_mean, listed, shortened};
 use crate::error::{Error, Result};
 
@@ -20,7 +20,8 @@ pub(super) struct PatternLines {
     options: ReadOptions,
     text: Vec<usize>,
     text_pair: Option<usize>,
-    label: Option<usize>,
+    /// Names and groups.
+    label: Option<Vec<(String, usize)>>,
     slice: Option<usize>,
     id: Option<usize>,
 }
@@ -39,7 +40,12 @@ impl PatternLines {
         };
         let text = options.text.iter().map(|c| group(c, "text")).collect::<Result<_>>()?;
         let text_pair = options.text_pair.as_ref().map(|c| group(c, "text_pair")).transpose()?;
-        let label = options.label.as_ref().map(|c| group(c, "label")).transpose()?;
+        let named = |c: &Column| match (group(c, "label")?, c) {
+            (place, Column::Name(name)) => Ok::<_, Error>((name.clone(), place)),
+            (place, Column::Index(index)) => Ok((index.to_string(), place)),
+        };
+        let labels = |columns: &Columns| columns.iter().map(named).collect::<Result<_>>();
+        let label = options.label.as_ref().map(labels).transpose()?;
         let slice = options.slice.as_ref().map(|c| group(c, "slice_by")).transpose()?;
         let id = pattern.capture_names().position(|group| group == Some("id"));
         let found = pattern.capture_locations();
@@ -64,10 +70,14 @@ impl PatternLines {
         }
         // A group that took no part in the match is empty.
         let group = |i: usize| self.found.get(i).map_or("", |(start, end)| &line[start..end]);
+        let label = |columns: &Vec<(String, usize)>| {
+            let values = columns.iter().map(|(name, i)| (name.as_str(), group(*i)));
+            self.options.label_of(values).map_err(|message| Fault::Row(Error::at_line(&*file, number, message)))
+        };
         let fields = Fields {
             text: self.options.joined(self.text.iter().map(|&i| group(i))),
             text_pair: self.text_pair.map(|i| group(i).to_owned()),
-            label: self.label.map(|i| group(i).to_owned()),
+            label: self.label.as_ref().map(label).transpose()?,
             slice: self.slice.map(|i| group(i).to_owned()),
             id: self.id.map(|i| group(i).into()),
         };

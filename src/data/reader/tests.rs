@@ -14,7 +14,7 @@ fn named(text: &str, text_pair: Option<&str>, label: Option<&str>) -> ReadOption
     ReadOptions {
         text: column(text).into(),
         text_pair: text_pair.map(column),
-        label: label.map(column),
+        label: label.map(|l| column(l).into()),
         ..ReadOptions::default()
     }
 }
@@ -25,7 +25,7 @@ fn labelled() -> ReadOptions {
 
 fn indexed(text: usize, label: Option<usize>) -> ReadOptions {
     let text = Column::Index(text).into();
-    ReadOptions { text, label: label.map(Column::Index), header: false, ..ReadOptions::default() }
+    ReadOptions { text, label: label.map(|i| Column::Index(i).into()), header: false, ..ReadOptions::default() }
 }
 
 /// All rows of a file.

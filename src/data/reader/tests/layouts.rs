@@ -41,7 +41,7 @@ fn a_pattern_takes_lines_apart() {
     let options = pattern(r"^(?P<label>[A-Z]+):(?P<fine>\w+) (?P<text>.*)$");
     let expected = [("How did it ?", "DESC", 1, 1), ("Who : was it ?", "HUM", 2, 3)];
     assert_eq!(summary(&read("TREC.train", trec, &options).unwrap()), expected);
-    let fine = ReadOptions { label: Some(Column::Name("fine".into())), ..options.clone() };
+    let fine = ReadOptions { label: Some(Column::Name("fine".into()).into()), ..options.clone() };
     assert_eq!(read("TREC.train", trec, &fine).unwrap()[1].label.as_deref(), Some("ind"));
     let phrases = "mail me@home.com@neutral\r\nup@positive\r\n";
     let found = read("t.txt", phrases, &pattern(r"^(?P<text>.*)@(?P<label>\w+)$")).unwrap();
@@ -50,7 +50,7 @@ fn a_pattern_takes_lines_apart() {
         message("t.txt", "A:b c\nnothing\n", &options),
         "t.txt:2: the line does not match data.pattern: \"nothing\"; fix the row or the pattern"
     );
-    let none = ReadOptions { label: Some(Column::Name("lable".into())), ..options };
+    let none = ReadOptions { label: Some(Column::Name("lable".into()).into()), ..options };
     assert!(message("t.txt", "", &none).contains("has no group \"lable\" among [label, fine, text] (did you mean"));
 }
 
