@@ -1,6 +1,7 @@
 //! Metrics against scikit-learn and scipy (`golden/make_metrics.py`).
 
 use bertft::metrics::multilabel::Counts;
+use bertft::metrics::tags::{EntityCounts, Reading, Scheme, Tag};
 use bertft::metrics::threshold::decide_each;
 use bertft::metrics::{Family, Metrics, classification, names, ranking, regression};
 use serde::Deserialize;
@@ -13,6 +14,7 @@ struct Fixture {
     classification: Vec<Classification>,
     ranking: Vec<Ranking>,
     multilabel: Vec<Multilabel>,
+    tags: Vec<Tags>,
     regression: Vec<Regression>,
 }
 
@@ -47,6 +49,17 @@ struct Multilabel {
     scores: Vec<f32>,
     metrics: Map<String, Value>,
     per_class: Vec<Map<String, Value>>,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    name: String,
+    scheme: Option<String>,
+    /// Sentences.
+    truth: Vec<String>,
+    predicted: Vec<String>,
+    metrics: Map<String, Value>,
+    kinds: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -138,6 +151,40 @@ fn multilabel_equals_scikit_learn() {
                 assert_close(value, &expected[name], &format!("{}: label {i} {name}", c.name));
             }
             assert_eq!(expected["support"], got.support);
+        }
+    }
+}
+
+#[test]
+fn tags_equal_seqeval() {
+    let cases = fixture().tags;
+    assert!(cases.len() >= 8);
+    for c in cases {
+        let reading = match c.scheme.as_deref() {
+            None => Reading::Lenient,
+            Some("IOB1") => Reading::Strict(Scheme::Iob1),
+            Some("IOB2") => Reading::Strict(Scheme::Iob2),
+            Some("IOBES") => Reading::Strict(Scheme::Iobes),
+            Some(other) => panic!("{other}"),
+        };
+        let mut counts = EntityCounts::new(reading);
+        for pair in c.truth.iter().zip(&c.predicted) {
+            let [truth, predicted] = <[&String; 2]>::from(pair)
+                .map(|sentence| sentence.split(' ').map(|tag| Tag::parse(tag).unwrap()).collect::<Vec<_>>());
+            counts.add(&truth, &predicted);
+        }
+        let (metrics, kinds) = counts.report();
+        assert_eq!(metrics.0.iter().map(|(n, _)| n).collect::<Vec<_>>(), c.metrics.keys().collect::<Vec<_>>());
+        for (name, value) in &metrics.0 {
+            assert_close(*value, &c.metrics[name], &format!("{}: {name}", c.name));
+        }
+        assert_eq!(kinds.keys().collect::<Vec<_>>(), c.kinds.keys().collect::<Vec<_>>(), "{}", c.name);
+        for (kind, got) in &kinds {
+            let expected = &c.kinds[kind];
+            for (name, value) in [("precision", got.precision), ("recall", got.recall), ("f1", got.f1)] {
+                assert_close(value, &expected[name], &format!("{}: {kind} {name}", c.name));
+            }
+            assert_eq!(expected["support"].as_f64(), Some(got.support as f64), "{}: {kind}", c.name);
         }
     }
 }

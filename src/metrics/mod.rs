@@ -5,6 +5,7 @@ pub mod gate;
 pub mod multilabel;
 pub mod ranking;
 pub mod regression;
+pub mod tags;
 pub mod threshold;
 
 pub use gate::Gate;

@@ -14,6 +14,12 @@ import numpy as np
 import scipy
 import sklearn
 from scipy.stats import pearsonr, spearmanr
+from seqeval.metrics import accuracy_score as tag_accuracy
+from seqeval.metrics import classification_report as tag_report
+from seqeval.metrics import f1_score as tag_f1
+from seqeval.metrics import precision_score as tag_precision
+from seqeval.metrics import recall_score as tag_recall
+from seqeval.scheme import IOB1, IOB2, IOBES
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -90,6 +96,31 @@ def multilabel(name, truth, scores, threshold=0.5):
                 per_class=[dict(precision=float(p), recall=float(r), f1=float(f), support=int(s)) for p, r, f, s in per_class])
 
 
+def tags(name, truth, predicted, scheme=None):
+    """Sentences of tags; with a scheme, its strict reading."""
+    strict = dict(mode="strict", scheme=scheme) if scheme else {}
+    call = lambda f, average: number(f(truth, predicted, average=average, zero_division=0, **strict))
+    scores = {"precision": tag_precision, "recall": tag_recall, "f1": tag_f1}
+    metrics = {n: call(f, "micro") for n, f in scores.items()} | {f"macro_{n}": call(f, "macro") for n, f in scores.items()}
+    metrics |= dict(weighted_f1=call(tag_f1, "weighted"), accuracy=number(tag_accuracy(truth, predicted)))
+    report = tag_report(truth, predicted, output_dict=True, zero_division=0, **strict)
+    kinds = {k: {m.removesuffix("-score"): float(v) for m, v in r.items()} for k, r in report.items() if not k.endswith(" avg")}
+    join = lambda sentences: [" ".join(s) for s in sentences]
+    return dict(name=name, scheme=scheme and scheme.__name__, truth=join(truth), predicted=join(predicted), metrics=metrics,
+                kinds=kinds)
+
+
+def random_tags(rng, prefixes, kinds, sentences):
+    """Any tag anywhere: most of it is allowed by no scheme."""
+    every = ["O"] * 2 + [f"{p}-{k}" for p in prefixes for k in kinds]
+    return [list(rng.choice(every, n)) for n in rng.integers(1, 12, sentences)]
+
+
+def changed(rng, sentences, prefixes, kinds, share):
+    every = ["O"] + [f"{p}-{k}" for p in prefixes for k in kinds]
+    return [[str(rng.choice(every)) if rng.random() < share else t for t in s] for s in sentences]
+
+
 def noisy(rng, truth, classes, wrong):
     return np.where(rng.random(len(truth)) < wrong, rng.integers(0, classes, len(truth)), truth)
 
@@ -108,6 +139,10 @@ def main():
     several = np.random.default_rng(7)
     sets = (several.random((60, 5)) < [0.5, 0.3, 0.1, 0.05, 0.2]).astype(int)
     sixteenths = lambda truth: np.clip(np.round(truth * 5 + several.normal(size=truth.shape) * 4 + 6), 0, 16) / 16
+    words = np.random.default_rng(8)
+    sentences = {s: random_tags(words, s, ["a", "b", "c"], 40) for s in ("BI", "BIES")}
+    guesses = {s: changed(words, sentences[s], s, ["a", "b", "c", "d"], 0.3) for s in sentences}
+    well = [["B-a", "I-a", "O", "B-b"], ["O"], ["B-a", "B-a", "I-a"], ["O", "B-c"]]
     never = sets * [1, 1, 0, 1, 1]
     cases = dict(
         versions=dict(python=platform.python_version(), sklearn=sklearn.__version__, scipy=scipy.__version__),
@@ -148,8 +183,17 @@ def main():
             multilabel("a label that every row has", np.maximum(sets, [0, 0, 0, 0, 1]), sixteenths(sets)),
             multilabel("rows without labels", [[0, 0], [1, 0], [0, 0], [0, 1]], [[0, 0.25], [0.5, 0], [0, 1], [0, 0.75]]),
         ],
-        regression=[
-            regression("plain", x, 0.7 * x + rng.normal(size=40) * 0.5 + 0.1),
+        tags=[
+            tags("lenient, B and I", sentences["BI"], guesses["BI"]),
+            tags("lenient, B, I, E and S", sentences["BIES"], guesses["BIES"]),
+            tags("strict IOB1", sentences["BI"], guesses["BI"], IOB1),
+            tags("strict IOB2", sentences["BI"], guesses["BI"], IOB2),
+            tags("strict IOBES", sentences["BIES"], guesses["BIES"], IOBES),
+            tags("well formed", well, [["B-a", "I-a", "O", "B-b"], ["B-b"], ["B-a", "I-a", "I-a"], ["O", "O"]], IOB2),
+            tags("perfect", well, well),
+            tags("nothing predicted", well, [["O"] * len(s) for s in well]),
+        ],
+        regression=[            regression("plain", x, 0.7 * x + rng.normal(size=40) * 0.5 + 0.1),
             regression("ties", ties, np.round(ties + rng.normal(size=40))),
             regression("far from zero", 1000 + x, 1000 + x * 0.9 + rng.normal(size=40) * 0.1),
             regression("inverse", x, -x),
