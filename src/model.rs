@@ -29,7 +29,7 @@ const HEAD_SITES: [u64; 2] = [u64::MAX - 2, u64::MAX - 1];
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     pub kind: TaskKind,
-    /// Label names in the order of their ids; empty for regression.
+    /// Label or tag names in the order of their ids; empty for regression.
     pub labels: Vec<String>,
 }
 
@@ -58,7 +58,13 @@ pub struct TrainingPlan {
     pub recompute: bool,
 }
 
-/// An encoder with a head for whole rows.
+/// Places of tokens as a tensor on the device of `like`.
+fn index(places: Vec<u32>, like: &Tensor) -> Result<Tensor> {
+    let n = places.len();
+    Ok(Tensor::from_vec(places, n, like.device())?)
+}
+
+/// An encoder with a head for whole rows or for tokens.
 #[derive(Debug)]
 pub struct Model {
     pub params: Params,
@@ -78,11 +84,11 @@ impl Model {
     pub fn load(pretrained: &Pretrained, task: Task, seed: u64, space: Space<'_>) -> Result<(Self, LoadReport)> {
         let config = pretrained.encoder_config().clone();
         let (hidden, word) = (config.layer.hidden, config.names.embeddings.word.clone());
-        let pooling = config.pooling.clone();
+        let head = config.head(task.kind).0.clone();
         let mut layout = Layout::default();
         let encoder = Encoder::new(&mut layout, config);
         let head_from = layout.arena_len();
-        let head = SequenceHead::new(&mut layout, task.kind, &pooling, hidden, task.outputs());
+        let head = SequenceHead::new(&mut layout, task.kind, &head, hidden, task.outputs());
         let (weights, report) = pretrained.weights(&layout, &task, seed)?;
         let params = Params::new(layout, weights, space, Some(&word))?;
         Ok((Self { params, encoder, head, head_from, task }, report))
@@ -114,13 +120,17 @@ impl Model {
 
     /// What the head reads of the encoder.
     fn read(&self) -> Read {
-        self.encoder.config().read
+        self.encoder.config().head(self.task.kind).1
     }
 
-    /// Logits `[rows, outputs]` in the batch's row order; no dropout, nothing kept.
+    /// Logits `[rows, outputs]` in the batch's row order, or `[words, outputs]` of the words that belong to its rows; no dropout,
+    /// nothing kept.
     pub fn logits(&mut self, batch: &Batch) -> Result<Tensor> {
         let read = self.read();
-        let hidden = self.encoder.forward(&self.params, batch, read, None, false)?;
+        let mut hidden = self.encoder.forward(&self.params, batch, read, None, false)?;
+        if self.task.kind == TaskKind::Tokens {
+            hidden = hidden.index_select(&index(batch.word_starts(), &hidden)?, 0)?;
+        }
         self.head.logits(&self.params, &hidden.to_dtype(DType::F32)?)
     }
 
@@ -144,15 +154,27 @@ impl Model {
         let twice = (objective.r_drop > 0.0).then(|| batch.twice());
         let passed = twice.as_ref().unwrap_or(batch);
         let hidden = self.encoder.forward(&self.params, passed, read, key, true)?;
-        let rates = self.encoder.config().pooling.dropout;
+        let (places, labels) = passed.labelled().unzip();
+        let places = places.map(|places| index(places, &hidden)).transpose()?;
+        let read_of = match &places {
+            Some(places) => &hidden.index_select(places, 0)?,
+            None => &hidden,
+        };
+        let rates = self.encoder.config().head(self.task.kind).0.dropout;
         let dropout = [0, 1].map(|i| key.map_or(Dropout::OFF, |k| Dropout::new(rates[i], k.site(HEAD_SITES[i]))));
-        let pass = self.head.forward(&self.params, &hidden.to_dtype(DType::F32)?, dropout)?;
-        let loss = self.head.loss_sum(&pass.logits, &batch.targets, objective)?;
+        let pass = self.head.forward(&self.params, &read_of.to_dtype(DType::F32)?, dropout)?;
+        let of_tokens = labels.map(Targets::Class);
+        let loss = self.head.loss_sum(&pass.logits, of_tokens.as_ref().unwrap_or(&batch.targets), objective)?;
         let sum = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         if !sum.is_finite() {
             return Ok(sum); // the caller stops the run; gradients of a NaN would say nothing
         }
         let grad = self.head.backward(&self.params, &pass, &(loss * scale)?, accumulate)?;
+        let grad = match &places {
+            // Each token is there once, so that this only puts them in their places.
+            Some(places) => hidden.to_dtype(DType::F32)?.zeros_like()?.index_add(places, &grad, 0)?,
+            None => grad,
+        };
         let grad = grad.to_dtype(hidden.dtype())?;
         self.encoder.backward(&mut self.params, &grad, accumulate)?;
         Ok(sum)
@@ -176,7 +198,8 @@ impl Model {
         let mut layout = Layout::default();
         let encoder = Encoder::new(&mut layout, pretrained.encoder_config().clone());
         let config = encoder.config();
-        SequenceHead::new(&mut layout, self.task.kind, &config.pooling, config.layer.hidden, self.task.outputs());
+        let head = config.head(self.task.kind).0;
+        SequenceHead::new(&mut layout, self.task.kind, head, config.layer.hidden, self.task.outputs());
         let (weights, report) = pretrained.weights(&layout, &self.task, 0)?;
         if !report.initialised.is_empty() || weights.len() != self.params.arena_len() {
             return Err(Error::in_file(pretrained.dir(), "is not the model that this run saved"));

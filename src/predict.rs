@@ -1,5 +1,7 @@
 //! Predictions of rows without labels, in input order.
 
+pub mod tags;
+
 use crate::data::config::TaskKind;
 use crate::data::sampler::length_sorted;
 use crate::data::{Dataset, Example, Targets, Tokenizer};
@@ -89,6 +91,8 @@ impl<'a> Predictor<'a> {
         let scores = |p: &[f32]| Some(Scores(task.labels.iter().cloned().zip(p.iter().copied()).collect()));
         match task.kind {
             TaskKind::Regression => Prediction { score: Some(logits[0]), ..none },
+            // Words have answers of their own, see [`tags`].
+            TaskKind::Tokens => none,
             TaskKind::Multilabel => {
                 let p = sigmoids(logits);
                 let thresholds = self.threshold.as_ref().unwrap_or(&Threshold::One(0.5)).each(&task.labels);

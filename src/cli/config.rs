@@ -91,6 +91,7 @@ impl Template {
             TaskKind::Classification => include_str!("../../configs/classification.toml"),
             TaskKind::Multilabel => include_str!("../../configs/multilabel.toml"),
             TaskKind::Regression => include_str!("../../configs/regression.toml"),
+            TaskKind::Tokens => include_str!("../../configs/tokens.toml"),
         };
         Self { task, pair: false, text }
     }
@@ -108,10 +109,11 @@ impl FromStr for Template {
             }
             "multilabel" => Ok(Self::of(TaskKind::Multilabel)),
             "regression" => Ok(Self::of(TaskKind::Regression)),
-            "tokens" | "span" | "mlm" | "choice" | "embedding" => {
-                Err("this task is not in this version; it has classification, pair, multilabel and regression".into())
+            "tokens" => Ok(Self::of(TaskKind::Tokens)),
+            "span" | "mlm" | "choice" | "embedding" => {
+                Err("this task is not in this version; it has classification, pair, multilabel, regression and tokens".into())
             }
-            _ => Err("expected classification, pair, multilabel or regression".into()),
+            _ => Err("expected classification, pair, multilabel, regression or tokens".into()),
         }
     }
 }

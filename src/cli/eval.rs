@@ -1,16 +1,19 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
-use super::prepare::{Loader, eval_set, family, label_targets};
+use super::prepare::{Loader, eval_set, family, label_targets, load_sentences};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::LabelMap;
 use crate::data::config::{Column, TaskKind};
 use crate::data::label_sets::all_names;
-use crate::error::Result;
+use crate::data::Skipped;
+use crate::data::settings::Files;
+use crate::error::{Error, Result};
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
-use crate::train::eval::evaluate;
+use crate::model::Task;
+use crate::train::eval::{EvalSet, evaluate};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -47,6 +50,9 @@ pub struct EvalArgs {
     /// What stands between the labels of a row that may have several [default: as in training, else a comma]
     #[arg(long, value_name = "TEXT")]
     pub label_delimiter: Option<String>,
+    /// For tags of words: count entities only whose tags keep to their scheme (seqeval's strict mode)
+    #[arg(long)]
+    pub strict_tags: bool,
     /// Also show the metrics for every value of this column (name or 0-based index)
     #[arg(long, value_name = "COLUMN")]
     pub slice_by: Option<Column>,
@@ -71,19 +77,13 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     }
     let files = input_files("--data", &args.data)?;
     let file = files.name();
-    let options = scoring.labelled_options(&files)?;
-    let loader = Loader::new(&scoring.pretrained, scoring.max_length);
-    // Which labels are right is known when all were seen.
-    let (mut loaded, _) = loader.load(&files, &options, &|_| Ok(()), ui)?;
-    let skipped = std::mem::take(&mut loaded.skipped);
-    let set = eval_set(&scoring.pretrained, "eval".into(), &files, loaded, |labels, places| {
-        let found = match task.kind {
-            TaskKind::Regression => return label_targets(task.kind, None, labels, places),
-            TaskKind::Classification => labels.names().to_vec(),
-            TaskKind::Multilabel => all_names(labels),
-        };
-        label_targets(task.kind, Some(&label_map(&task.labels, &found)?), labels, places)
-    })?;
+    let (set, skipped) = match task.kind {
+        TaskKind::Tokens => sentences(&scoring, &task, &files, args.strict_tags, ui)?,
+        _ if args.strict_tags => {
+            return Err(Error::input(format!("--strict-tags is for tokens, and this model's task is {}", task.kind)));
+        }
+        _ => rows(&scoring, &task, &files, ui)?,
+    };
     let (batch_size, threshold) = (scoring.batch_size, scoring.threshold());
     let result = evaluate(&mut scoring.model, &set, batch_size, threshold.as_ref(), ui)?;
     let per_second = result.samples as f64 / result.seconds;
@@ -97,7 +97,7 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         });
         if let Some(report) = &result.report {
             let classes: serde_json::Map<_, _> =
-                task.labels.iter().cloned().zip(report.per_class.iter().map(|c| json!(c))).collect();
+                result.labels.iter().cloned().zip(report.per_class.iter().map(|c| json!(c))).collect();
             object["per_class"] = classes.into();
             if task.labels.len() <= MOST_CLASSES && !report.confusion.is_empty() {
                 object["confusion_matrix"] = json!(report.confusion.chunks(task.labels.len()).collect::<Vec<_>>());
@@ -116,7 +116,7 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             ui.note(&format!("warning: {skipped}"));
         }
         if let Some(report) = &result.report {
-            ui.out(&report.tables(&task.labels).to_string())?;
+            ui.out(&report.tables(&result.labels).to_string())?;
             ui.out("")?;
         }
         let split = file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
@@ -127,6 +127,36 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         ui.note(&format!("{} samples in {:.2} s, {per_second:.0}/s", result.samples, result.seconds));
     }
     check(&gates, &result.metrics)
+}
+
+/// The rows of labelled files, and what was left out.
+fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
+    let options = scoring.labelled_options(files)?;
+    let loader = Loader::new(&scoring.pretrained, scoring.max_length);
+    // Which labels are right is known when all were seen.
+    let (mut loaded, _) = loader.load(files, &options, &|_| Ok(()), ui)?;
+    let skipped = std::mem::take(&mut loaded.skipped);
+    let set = eval_set(&scoring.pretrained, "eval".into(), files, loaded, |labels, places| {
+        let found = match task.kind {
+            TaskKind::Regression | TaskKind::Tokens => return label_targets(task.kind, None, labels, places),
+            TaskKind::Classification => labels.names().to_vec(),
+            TaskKind::Multilabel => all_names(labels),
+        };
+        label_targets(task.kind, Some(&label_map(&task.labels, &found)?), labels, places)
+    })?;
+    Ok((set, skipped))
+}
+
+/// The same of words with tags.
+fn sentences(scoring: &Scoring, task: &Task, files: &Files, strict_tags: bool, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
+    let options = scoring.sentence_options(files, true)?;
+    let (form, rename) = scoring.tag_form();
+    let loaded = load_sentences(files, &options, form, &rename, &scoring.tokenizer, ui)?;
+    let labels = label_map(&task.labels, &loaded.names())?;
+    let data = loaded.rows(&labels, &scoring.tokenizer, scoring.max_length, false, files)?;
+    let encoder = scoring.pretrained.encoder_config();
+    data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
+    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags }, loaded.skipped))
 }
 
 /// Beyond, a matrix of classes × classes is longer than a line of JSON should be.

@@ -46,6 +46,9 @@ pub fn config(
     template: impl Fn(TaskKind) -> &'static str,
     output: Option<&Path>,
 ) -> Result<String> {
+    if let Some((TaskKind::Tokens, _)) = task {
+        return Err(Error::input("--data looks at rows of text, and tokens learns from words with tags; leave it out"));
+    }
     let known = Known {
         task: task.map(|t| t.0),
         pair: task.is_some_and(|t| t.1),
@@ -74,7 +77,7 @@ pub fn config(
         (Some(_), _) => "",
         (None, TaskKind::Classification) => "as the label has few values; see below",
         (None, TaskKind::Regression) => "as the label has numbers with fractions",
-        (None, TaskKind::Multilabel) => "",
+        (None, TaskKind::Multilabel | TaskKind::Tokens) => "",
     };
     toml.key("kind", guess.task.name().into(), why);
     toml.line("\n[data]");

@@ -3,12 +3,15 @@
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
+use crate::data::config::TaskKind;
+use crate::data::reader::sentences::SentenceReader;
 use crate::data::settings::STANDARD_INPUT;
-use crate::data::{Example, Reader, Skipped};
+use crate::data::{Reader, Skipped};
 use crate::error::{Error, Result};
-use crate::predict::Predictor;
+use crate::predict::{Predictor, tags};
 use crate::train::log::{Event, Reporter};
 use clap::Args;
+use serde::Serialize;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -43,32 +46,46 @@ pub struct PredictArgs {
 pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let mut scoring = Scoring::open(&args.model, &args.input, &[], globals, ui)?;
     let files = input_files("FILE", &args.files)?;
-    let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));
-    let options = scoring.read_options(first, false)?;
-    let reader = Reader::open_all(files.as_slice(), &options)?;
     let skipped = Arc::new(Mutex::new(Skipped::default()));
     let mut output = args.output.as_deref().map(Output::create).transpose()?;
     let (batch_size, max_length, threshold) = (scoring.batch_size, scoring.max_length, scoring.threshold());
-    let mut predictor =
-        Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length).with_threshold(threshold);
     // Regular files have all their rows at once.
     let waits = files.iter().all(|f| f.is_file());
-    for chunk in chunks(reader, CHUNK, waits, Arc::clone(&skipped)) {
-        let mut lines = String::new();
-        for prediction in predictor.predict(&chunk?)? {
-            let json = serde_json::to_string(&prediction).map_err(|e| Error::Failed(e.to_string()))?;
-            lines.push_str(&json);
-            lines.push('\n');
+    if scoring.model.task().kind == TaskKind::Tokens {
+        let reader = SentenceReader::open(files.as_slice(), &scoring.sentence_options(&files, false)?)?;
+        let reading = Reading { reader, skipped_of: SentenceReader::skipped, skipped: Arc::clone(&skipped) };
+        let (model, tokenizer) = (&mut scoring.model, &scoring.tokenizer);
+        for chunk in chunks(reading, CHUNK, waits) {
+            write(&tags::predict(model, tokenizer, &chunk?, batch_size, max_length)?, &mut output, ui)?;
         }
-        match &mut output {
-            Some(output) => output.write(&lines)?,
-            None => ui.out(&lines)?,
+    } else {
+        let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));
+        let reader = Reader::open_all(files.as_slice(), &scoring.read_options(first, false)?)?;
+        let reading = Reading { reader, skipped_of: Reader::skipped, skipped: Arc::clone(&skipped) };
+        let mut predictor =
+            Predictor::new(&mut scoring.model, &scoring.tokenizer, batch_size, max_length).with_threshold(threshold);
+        for chunk in chunks(reading, CHUNK, waits) {
+            write(&predictor.predict(&chunk?)?, &mut output, ui)?;
         }
     }
     if let Some(message) = skipped.lock().unwrap_or_else(PoisonError::into_inner).describe() {
         ui.event(&Event::Warning { message });
     }
     output.map_or(Ok(()), Output::finish)
+}
+
+/// A line of JSON a prediction.
+fn write(predictions: &[impl Serialize], output: &mut Option<Output>, ui: &mut Ui) -> Result<()> {
+    let mut lines = String::new();
+    for prediction in predictions {
+        let json = serde_json::to_string(prediction).map_err(|e| Error::Failed(e.to_string()))?;
+        lines.push_str(&json);
+        lines.push('\n');
+    }
+    match output {
+        Some(output) => output.write(&lines),
+        None => ui.out(&lines),
+    }
 }
 
 /// A file that is there whole or not at all: written beside its name and renamed at the end, so that it may even be the
@@ -104,20 +121,27 @@ impl Output {
     }
 }
 
+/// A reader, and where to tell at its end what it skipped.
+struct Reading<R> {
+    reader: R,
+    skipped_of: fn(&R) -> &Skipped,
+    skipped: Arc<Mutex<Skipped>>,
+}
+
 /// Rows predicted together at most; enough for batches of like length.
 const CHUNK: usize = 1024;
 
 /// The reader's rows in pieces: full ones if it `waits` for them, so that the same file gives the same batches and thereby the
 /// same last digits; else as many as have arrived, so that a slow source is answered at once. Rows before a bad one still
-/// come. At the end `skipped` tells what was left out.
-fn chunks(
-    mut reader: Reader,
+/// come.
+fn chunks<T: Send + 'static, R: Iterator<Item = Result<T>> + Send + 'static>(
+    reading: Reading<R>,
     most: usize,
     waits: bool,
-    skipped: Arc<Mutex<Skipped>>,
-) -> impl Iterator<Item = Result<Vec<Example>>> {
+) -> impl Iterator<Item = Result<Vec<T>>> {
     let (send, receive) = std::sync::mpsc::sync_channel(2 * most);
     std::thread::spawn(move || {
+        let Reading { mut reader, skipped_of, skipped } = reading;
         for row in reader.by_ref() {
             // The receiver goes away when a prediction fails; then there is nothing left to do.
             if send.send(row).is_err() {
@@ -125,7 +149,7 @@ fn chunks(
             }
         }
         // Before `send` is dropped, so that who waits for the end finds it.
-        *skipped.lock().unwrap_or_else(PoisonError::into_inner) = reader.skipped().clone();
+        *skipped.lock().unwrap_or_else(PoisonError::into_inner) = skipped_of(&reader).clone();
         drop(send);
     });
     let mut failed = None;

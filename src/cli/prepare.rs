@@ -6,6 +6,8 @@ use crate::config::{ModelConfig, RunConfig};
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::label_sets::all_names;
+use crate::data::reader::sentences::SentenceOptions;
+use crate::data::tagging::{self, Loaded as Sentences, TagForm};
 use crate::data::labels::{value, value_targets};
 use crate::data::load::{LoadProgress, Watch};
 use crate::data::settings::{Files, STANDARD_INPUT};
@@ -23,7 +25,7 @@ use crate::train::eval::EvalSet;
 use crate::train::eval_config::EvalConfig;
 use crate::train::log::{Event, Phase, Progress, Reporter, split_of};
 use std::cell::OnceCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Everything read and tokenised.
@@ -52,6 +54,9 @@ impl Prepared {
     pub fn new(config: &RunConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Self> {
         let pretrained = pretrained(&config.model, globals, reporter)?;
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
+        if config.task.kind == TaskKind::Tokens {
+            return Self::of_sentences(config, pretrained, reporter);
+        }
         let (data, kind) = (&config.data, config.task.kind);
         let cache = directory().filter(|_| data.cache).map(Cache::open);
         let loader = Loader { cache, ..Loader::new(&pretrained, data.max_length) };
@@ -102,7 +107,8 @@ impl Prepared {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
                 let slices = all.slices.map(|s| s.subset(&eval_rows));
-                let eval = EvalSet { name: "eval".into(), data: all.data.subset(&eval_rows), slices };
+                let data = all.data.subset(&eval_rows);
+                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: false };
                 (all.data.subset(&train_rows), vec![eval])
             }
             _ => (all.data, eval),
@@ -117,6 +123,55 @@ impl Prepared {
         let (frame, unknown) = (tokenizer.special_tokens_count(data.text_pair.is_some()), tokenizer.unknown_id());
         drop(loader);
         Ok(Self { pretrained, task, train, eval, test, class_weights, contents, skipped, frame, unknown })
+    }
+
+    /// The same for words with tags.
+    fn of_sentences(config: &RunConfig, pretrained: Pretrained, reporter: &mut dyn Reporter) -> Result<Self> {
+        let data = &config.data;
+        let tokenizer = Tokenizer::load(pretrained.dir())?;
+        let (frame, unknown) = (tokenizer.special_tokens_count(false), tokenizer.unknown_id());
+        let (options, mut skipped) = (data.sentence_options(), HashMap::new());
+        let form = TagForm { scheme: data.tag_scheme, convert: data.convert_tags };
+        let mut read = |split: &str, files: &Files| {
+            let loaded = load_sentences(files, &options, form, &data.rename_labels, &tokenizer, reporter)?;
+            skipped.insert(split.to_owned(), loaded.skipped.clone());
+            Ok::<_, Error>(loaded)
+        };
+        let all = read("train", &data.train)?;
+        let labels = match data.labels.clone() {
+            Some(names) => LabelMap::new(names)?,
+            None => LabelMap::from_names(&all.names(), pretrained.labels()?.as_deref(), &data.train.name())?,
+        };
+        let encoder = pretrained.encoder_config();
+        let finish = |loaded: &Sentences, files: &Files| {
+            let set = loaded.rows(&labels, &tokenizer, data.max_length, data.label_all_tokens, files)?;
+            set.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
+            Ok::<_, Error>(set)
+        };
+        let train = finish(&all, &data.train)?;
+        drop(all);
+        let mut scored = data.eval_sets();
+        scored.extend(data.test.as_ref().map(|files| ("test".to_owned(), files)));
+        let strict_tags = config.eval.strict_tags;
+        let mut eval = vec![];
+        for (name, files) in scored {
+            let loaded = read(&name, files)?;
+            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, strict_tags });
+        }
+        let test = if data.test.is_some() { eval.pop() } else { None };
+        let (train, eval) = match &data.eval {
+            Some(EvalSource::Fraction(share)) => {
+                let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
+                let eval = EvalSet { name: "eval".into(), data: train.subset(&eval_rows), slices: None, strict_tags };
+                (train.subset(&train_rows), vec![eval])
+            }
+            _ => (train, eval),
+        };
+        let task = Task { kind: config.task.kind, labels: labels.names().to_vec() };
+        check_metric(&task, config.train.deciding().1)?;
+        let weights = config.train.class_weights.as_ref();
+        let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
+        Ok(Self { pretrained, task, train, eval, test, class_weights, contents: vec![], skipped, frame, unknown })
     }
 
     /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
@@ -141,6 +196,7 @@ impl Prepared {
             match targets {
                 Targets::Class(classes) => classes.iter().for_each(|&c| counts[c as usize] += 1),
                 Targets::Sets(sets) => sets.iter().flatten().for_each(|&c| counts[c as usize] += 1),
+                Targets::Tags(tags) => tags.labels().for_each(|c| counts[c as usize] += 1),
                 Targets::Value(_) | Targets::None => return vec![],
             }
             self.task.labels.iter().cloned().zip(counts).collect()
@@ -236,6 +292,31 @@ pub fn label_targets(kind: TaskKind, map: Option<&LabelMap>, labels: &Labels, pl
         (TaskKind::Multilabel, Some(map)) => map.set_targets(labels, places),
         _ => value_targets(labels, places),
     }
+}
+
+/// Reads and tokenises words with tags.
+pub fn load_sentences(
+    files: &Files,
+    options: &SentenceOptions,
+    form: TagForm,
+    rename: &BTreeMap<String, String>,
+    tokenizer: &Tokenizer,
+    reporter: &mut dyn Reporter,
+) -> Result<Sentences> {
+    let mut progress = |sentences: u64| {
+        report(reporter, sentences, None);
+        interrupted(reporter)
+    };
+    let loaded = tagging::load(files, options, form, rename, tokenizer, &mut progress)?;
+    if loaded.empty > 0 {
+        let message = format!(
+            "{}: {} sentences are left out, as the tokenizer makes nothing of their words",
+            files.name().display(),
+            loaded.empty
+        );
+        reporter.event(&Event::Warning { message });
+    }
+    Ok(loaded)
 }
 
 /// Says what is wrong with a label, if anything.
@@ -360,7 +441,7 @@ pub fn eval_set(
     let encoder = pretrained.encoder_config();
     tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
-    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new) })
+    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: false })
 }
 
 /// The model must have a position for every token.

@@ -5,6 +5,8 @@ use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::config::{Column, Format, TaskKind};
 use crate::data::label_sets::LabelForm;
+use crate::data::reader::sentences::SentenceOptions;
+use crate::data::tagging::TagForm;
 use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
 use crate::data::{ReadOptions, Reader, Tokenizer};
@@ -14,6 +16,7 @@ use crate::model::{BertftJson, Model, Pretrained, model_dir};
 use crate::nn::workspace::Space;
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// A fine-tuned model, its tokenizer and the options in force: arguments over `bertft.json` over defaults.
@@ -170,6 +173,40 @@ impl Scoring {
         {
             options.label = Some(named("label").into());
         }
+    }
+
+    /// How files of sentences are read, with their tags or without.
+    pub fn sentence_options(&self, files: &Files, tagged: bool) -> Result<SentenceOptions> {
+        let (input, first) = (&self.input, files.first().as_path());
+        let pairs = [("--text-pair", input.text_pair.is_some()), ("--pattern", input.pattern.is_some())];
+        if let Some((flag, _)) = pairs.iter().find(|(_, set)| *set) {
+            return Err(Error::input(format!("{flag} is given, but the model tags words of single sentences; leave it out")));
+        }
+        let by_extension = format_by_extension(first);
+        // Plain text where only predictions are asked for; else as the training file was.
+        let trained = self.extra.as_ref().and_then(|e| e.format).filter(|_| by_extension.is_none() && tagged);
+        // Columns of conll have no names, those of jsonl no numbers: what does not fit is left to the usual ones.
+        let format = input.format.or(by_extension.flatten()).or(trained);
+        let fits = |c: &Column| matches!((format, c), (Some(Format::Conll), Column::Index(_)) | (Some(Format::Jsonl) | None, Column::Name(_)));
+        let trained_as = |c: Option<&Columns>, usual: &str| {
+            c.map(|c| c.first().clone()).filter(|c| fits(c) && *c != Column::Name(usual.into()))
+        };
+        Ok(SentenceOptions {
+            format: input.format.or(trained),
+            words: input.text.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.text), "text")),
+            tags: self.label.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.label), "label")),
+            tagged,
+            encoding: input.encoding.or(self.extra.as_ref().and_then(|e| e.encoding)),
+            on_bad_row: input.on_bad_row.unwrap_or_default(),
+            naming: Naming::Flags,
+        })
+    }
+
+    /// What becomes of the tags of files: what became of those in training.
+    pub fn tag_form(&self) -> (TagForm, BTreeMap<String, String>) {
+        let extra = self.extra.as_ref();
+        let form = TagForm { scheme: extra.and_then(|e| e.tag_scheme), convert: extra.and_then(|e| e.convert_tags) };
+        (form, extra.map(|e| e.rename_labels.clone()).unwrap_or_default())
     }
 
     /// How labelled files are read.

@@ -352,6 +352,10 @@ fn digest(data: &Dataset) -> String {
             hash.update((set.len() as u64).to_le_bytes());
             hash.update(bytemuck::cast_slice::<u32, u8>(set));
         }),
+        Targets::Tags(tags) => tags.iter().for_each(|row| {
+            hash.update((row.labels.len() as u64).to_le_bytes());
+            row.labels.iter().for_each(|&(at, label)| hash.update(u64::from(at).wrapping_shl(32).wrapping_add(label.into()).to_le_bytes()));
+        }),
         Targets::None => {}
     }
     hex(&hash.finalize())

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::label_sets::LabelForm;
+use crate::metrics::tags::Scheme;
+use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
@@ -25,12 +27,20 @@ pub enum TaskKind {
     Multilabel,
     /// One number for a text or a pair of texts.
     Regression,
+    /// One of a fixed set of tags for each word of a sentence: named entities, parts of speech.
+    Tokens,
 }
 
 impl TaskKind {
     /// The kinds of the config format that this version knows by name only.
-    const LATER: [&str; 5] = ["tokens", "span", "mlm", "choice", "embedding"];
-    const NAMES: [&str; 3] = ["classification", "multilabel", "regression"];
+    const LATER: [&str; 4] = ["span", "mlm", "choice", "embedding"];
+    const NAMES: [&str; 4] = ["classification", "multilabel", "regression", "tokens"];
+
+    /// How the names of its classes in `transformers` end.
+    pub fn class(self) -> &'static str {
+        if self == Self::Tokens { "ForTokenClassification" } else { "ForSequenceClassification" }
+    }
+
 
     /// The name in config files.
     pub fn name(self) -> &'static str {
@@ -38,6 +48,7 @@ impl TaskKind {
             Self::Classification => "classification",
             Self::Multilabel => "multilabel",
             Self::Regression => "regression",
+            Self::Tokens => "tokens",
         }
     }
 }
@@ -61,6 +72,7 @@ impl<'de> Deserialize<'de> for TaskKind {
                     "classification" => Ok(TaskKind::Classification),
                     "multilabel" => Ok(TaskKind::Multilabel),
                     "regression" => Ok(TaskKind::Regression),
+                    "tokens" => Ok(TaskKind::Tokens),
                     _ if TaskKind::LATER.contains(&v) => Err(E::custom(format!(
                         "the task \"{v}\" is not in this version; it has {}",
                         TaskKind::NAMES.join(", ")
@@ -253,6 +265,16 @@ pub struct DataConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2))]
     pub labels: Option<Vec<String>>,
+    /// For tokens: the scheme that the tags are written in, which every sentence is checked against. Default: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag_scheme: Option<Scheme>,
+    /// For tokens: the scheme that tags are converted to before they are learnt. Default: as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub convert_tags: Option<Scheme>,
+    /// For tokens: whether every token of a word is learnt to have its tag (I after B), instead of the first alone. Default
+    /// false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub label_all_tokens: bool,
     /// Longest row in tokens, special tokens included; longer rows lose text. Default 128.
     #[serde(default = "max_length")]
     #[schemars(range(min = 3, max = 1_000_000))]
@@ -301,7 +323,11 @@ impl DataConfig {
     pub fn check(&self, task: TaskKind) -> Result<(), Invalid> {
         self.check_files()?;
         self.check_layout()?;
-        self.check_columns()?;
+        match task {
+            TaskKind::Tokens => self.check_sentences()?,
+            _ => self.check_columns()?,
+        }
+        self.check_tags(task)?;
         self.check_labels(task)?;
         // [CLS] a [SEP] needs three tokens, [CLS] a [SEP] b [SEP] five.
         let (least, row) = if self.text_pair.is_some() { (5, "a pair") } else { (3, "a row") };
@@ -499,6 +525,65 @@ impl DataConfig {
                 Err(Invalid::new("data.header", message))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Keys that only words with tags have.
+    fn check_tags(&self, task: TaskKind) -> Result<(), Invalid> {
+        let set = [
+            ("data.tag_scheme", self.tag_scheme.is_some()),
+            ("data.convert_tags", self.convert_tags.is_some()),
+            ("data.label_all_tokens", self.label_all_tokens),
+        ];
+        match set.iter().find(|(_, set)| *set && task != TaskKind::Tokens) {
+            Some((key, _)) => Err(Invalid::new(key, format!("is set, but {task} has no tags of words; remove the key"))),
+            None => Ok(()),
+        }
+    }
+
+    /// What words with tags have no use for, or need.
+    fn check_sentences(&self) -> Result<(), Invalid> {
+        let not = |key, message: &str| Err(Invalid::new(key, message));
+        if self.text_pair.is_some() {
+            return not("data.text_pair", "is set, but tokens reads single sentences; remove the key");
+        }
+        if self.text.as_slice().len() > 1 {
+            return not("data.text", "has several columns, but tokens reads one column of words; give one");
+        }
+        if self.pattern.is_some() {
+            return not("data.pattern", "is set, but tokens reads conll and jsonl; remove the key");
+        }
+        if !self.header {
+            return not("data.header", "is false, but conll never has a header; remove the key");
+        }
+        if let Some((path, format)) = self.file_of(|f| !matches!(f, Some(Format::Conll | Format::Jsonl))) {
+            let message = format!(
+                "is not set and {} is {format}, but tokens reads conll (.conll, .bio, .iob, .bmes) and jsonl; set it to one",
+                path.display()
+            );
+            return Err(Invalid::new("data.format", message));
+        }
+        let conll = self.file_of(|f| f == Some(Format::Conll)).is_some();
+        for (key, columns, usual) in [("data.text", &self.text, text_columns()), ("data.label", &self.label, label_column())] {
+            if conll && *columns != usual && matches!(columns.first(), Column::Name(_)) {
+                let message = format!("is {columns}, expected a 0-based index: columns of conll have no names");
+                return Err(Invalid::new(key, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// How sentences are read.
+    pub fn sentence_options(&self) -> SentenceOptions {
+        let set = |columns: &Columns, usual: Columns| (*columns != usual).then(|| columns.first().clone());
+        SentenceOptions {
+            format: self.format,
+            words: set(&self.text, text_columns()),
+            tags: set(&self.label, label_column()),
+            tagged: true,
+            encoding: self.encoding,
+            on_bad_row: self.on_bad_row,
+            naming: Naming::Config,
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::label_sets::LabelSets;
 use super::sampler::{Purpose, shuffle};
+use super::tagging::{TagRow, TagRows};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
 
@@ -16,6 +17,8 @@ pub enum Targets {
     Value(Vec<f32>),
     /// Any number of classes each.
     Sets(LabelSets),
+    /// A class for each of some tokens.
+    Tags(TagRows),
     /// Nothing is known, as in `predict`.
     None,
 }
@@ -27,6 +30,7 @@ impl Targets {
             Self::Class(classes) => Self::Class(rows.iter().map(|&r| classes[r]).collect()),
             Self::Value(values) => Self::Value(rows.iter().map(|&r| values[r]).collect()),
             Self::Sets(sets) => Self::Sets(sets.subset(rows)),
+            Self::Tags(tags) => Self::Tags(tags.subset(rows)),
             Self::None => Self::None,
         }
     }
@@ -111,6 +115,19 @@ impl Batch {
         self.rows.is_empty()
     }
 
+    /// The labelled tokens of [`Targets::Tags`]: where they are in the batch, and their labels.
+    pub fn labelled(&self) -> Option<(Vec<u32>, Vec<u32>)> {
+        let Targets::Tags(tags) = &self.targets else { return None };
+        let of_row = |(row, &start): (&TagRow, &u32)| row.labels.iter().map(move |&(at, label)| (start + at, label)).collect::<Vec<_>>();
+        Some(tags.iter().zip(&self.cu_seqlens).flat_map(of_row).unzip())
+    }
+
+    /// Where the words that belong to the rows begin in the batch, row after row.
+    pub fn word_starts(&self) -> Vec<u32> {
+        let Targets::Tags(tags) = &self.targets else { return vec![] };
+        tags.iter().zip(&self.cu_seqlens).flat_map(|(row, &start)| row.words.iter().map(move |&(_, at)| start + at)).collect()
+    }
+
     /// All rows, and all of them once more behind.
     pub fn twice(&self) -> Self {
         let all: Vec<usize> = (0..self.len()).chain(0..self.len()).collect();
@@ -146,6 +163,13 @@ pub fn split_fraction(targets: &Targets, fraction: f64, seed: u64) -> Result<(Ve
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::input(format!("data.eval is the fraction {fraction}; it must be above 0 and below 1")));
     }
+    if let Targets::Tags(tags) = targets {
+        // The windows of a sentence stay together.
+        let sentences = tags.sentences();
+        let whole = Targets::Value(vec![0.0; sentences.len()]);
+        let (train, eval) = split_fraction(&whole, fraction, seed)?;
+        return Ok([train, eval].map(|of| of.iter().flat_map(|&s| sentences[s].iter().copied()).collect()).into());
+    }
     let mut strata = strata(targets);
     let counts = eval_counts(&strata.iter().map(Vec::len).collect::<Vec<_>>(), fraction);
     let (mut train, mut eval) = (Vec::new(), Vec::new());
@@ -173,6 +197,7 @@ fn strata(targets: &Targets) -> Vec<Vec<usize>> {
         Targets::Value(values) => return vec![(0..values.len()).collect()],
         // Most combinations are rare, so there is nothing to stratify by.
         Targets::Sets(sets) => return vec![(0..sets.len()).collect()],
+        Targets::Tags(tags) => return vec![(0..tags.len()).collect()],
         Targets::None => return Vec::new(),
     };
     let mut strata = vec![Vec::new(); classes.iter().max().map_or(0, |&c| c as usize + 1)];

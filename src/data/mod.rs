@@ -16,6 +16,7 @@ pub mod sampler;
 mod schema;
 pub mod settings;
 pub mod slices;
+pub mod tagging;
 pub mod tokenize;
 pub mod tokens;
 mod vocabulary;
@@ -28,6 +29,7 @@ pub use labels::{LabelMap, Labels};
 pub use load::{Loaded, load};
 pub use places::Places;
 pub use reader::{ReadOptions, Reader, Skipped};
+pub use tagging::TagRows;
 pub use tokenize::Tokenizer;
 pub use tokens::Tokens;
 

@@ -163,6 +163,8 @@ pub enum Format {
     Jsonl,
     /// Lines that `data.pattern` takes apart.
     Pattern,
+    /// A word and its tag a line, a blank line between sentences.
+    Conll,
     /// Apache Parquet, in builds with the cargo feature `parquet`.
     Parquet,
 }
@@ -175,6 +177,7 @@ impl Format {
             Self::Tsv => "tsv",
             Self::Jsonl => "jsonl",
             Self::Pattern => "pattern",
+            Self::Conll => "conll",
             Self::Parquet => "parquet",
         }
     }
@@ -189,8 +192,9 @@ impl FromStr for Format {
             "tsv" => Ok(Self::Tsv),
             "jsonl" => Ok(Self::Jsonl),
             "pattern" => Ok(Self::Pattern),
+            "conll" => Ok(Self::Conll),
             "parquet" => Ok(Self::Parquet),
-            _ => Err("expected csv, tsv, jsonl, pattern or parquet".into()),
+            _ => Err("expected csv, tsv, jsonl, pattern, conll or parquet".into()),
         }
     }
 }

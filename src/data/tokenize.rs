@@ -2,10 +2,11 @@
 //! `longest_first`, never padded.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use tokenizers::{Encoding, ModelWrapper};
+use tokenizers::{Encoding, ModelWrapper, PreTokenizerWrapper};
 
 use super::example::Example;
 use super::tokens::{Arrays, Piece, Seen, Tokens};
@@ -21,11 +22,22 @@ const PIECE_ROWS: usize = 64;
 /// A model directory's tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same with a space before each word, where spaces are part of tokens and words come without.
+    for_words: Option<Box<tokenizers::Tokenizer>>,
     file: PathBuf,
     /// `None` where a text may not be tokenised word by word.
     words: Option<Words>,
     single: Frame,
     pair: Frame,
+}
+
+/// A row of one text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Framed {
+    pub ids: Vec<u32>,
+    pub type_ids: Vec<u8>,
+    /// Special tokens before the text's.
+    pub before: usize,
 }
 
 /// What the post-processor makes of a text or a pair: special tokens around the texts' own.
@@ -61,7 +73,8 @@ impl Tokenizer {
             return Err(Error::in_file(&file, NO_SPECIAL));
         }
         let words = Words::suit(&inner).then(Words::new);
-        let tokenizer = Self { words, inner, file: file.clone(), single, pair };
+        let for_words = with_prefix_space(&inner);
+        let tokenizer = Self { words, for_words, inner, file: file.clone(), single, pair };
         // A file can load and yet fail on every text, so one is tried here.
         let text_pair = Some("b".to_owned());
         let file = Path::new("").into();
@@ -157,6 +170,40 @@ impl Tokenizer {
         Ok(arrays.finish(seen))
     }
 
+    /// The tokens of a sentence's words, without special ones, and which of them are each word's; a word may have none. As
+    /// `transformers` does it with `is_split_into_words`; a tokenizer that marks spaces sees one before each word.
+    ///
+    /// # Errors
+    /// Why the tokenizer fails.
+    pub fn encode_words(&self, words: &[String]) -> Result<(Vec<u32>, Vec<Range<usize>>), String> {
+        let inner = self.for_words.as_deref().unwrap_or(&self.inner);
+        let encoding = guarded(|| inner.encode(words, false)).map_err(|e| format!("the tokenizer failed: {e}"))?;
+        let mut ranges = vec![0..0; words.len()];
+        for (token, word) in encoding.get_word_ids().iter().enumerate() {
+            if let Some(range) = word.and_then(|word| ranges.get_mut(word as usize)) {
+                let start = if range.end == 0 { token } else { range.start };
+                *range = start..token + 1;
+            }
+        }
+        // A word without tokens stands where the next begins.
+        let mut at = 0;
+        for range in &mut ranges {
+            if range.end == 0 {
+                *range = at..at;
+            }
+            at = range.end;
+        }
+        Ok((encoding.get_ids().to_vec(), ranges))
+    }
+
+    /// A text's tokens with the special tokens of a row around them.
+    pub fn framed(&self, ids: &[u32]) -> Framed {
+        let mut piece = Piece::default();
+        self.single.fill([ids, &[]], &mut piece);
+        let before = self.single.0.iter().take_while(|part| matches!(part, Part::Special(..))).count();
+        Framed { ids: piece.ids, type_ids: piece.type_ids, before }
+    }
+
     /// # Errors
     /// When `max_length` leaves no room for text.
     pub(super) fn check_max_length(&self, max_length: usize, pair: bool) -> Result<()> {
@@ -183,6 +230,23 @@ impl Tokenizer {
         let place = format!("{}:{}", example.file.display(), example.line);
         Error::in_file(&self.file, format!("the tokenizer failed at or after {place}: {reason}"))
     }
+}
+
+/// A byte-level tokenizer that puts a space before each word; `None` where it does already, or needs none.
+fn with_prefix_space(inner: &tokenizers::Tokenizer) -> Option<Box<tokenizers::Tokenizer>> {
+    fn set(part: &mut PreTokenizerWrapper) -> bool {
+        match part {
+            PreTokenizerWrapper::ByteLevel(bytes) => !std::mem::replace(&mut bytes.add_prefix_space, true),
+            PreTokenizerWrapper::Sequence(parts) => parts.as_mut().iter_mut().any(set),
+            _ => false,
+        }
+    }
+    let mut parts = inner.get_pre_tokenizer()?.clone();
+    set(&mut parts).then(|| {
+        let mut changed = inner.clone();
+        changed.with_pre_tokenizer(Some(parts));
+        Box::new(changed)
+    })
 }
 
 const NO_SPECIAL: &str = "its post_processor adds no [CLS] and [SEP], which the model reads";

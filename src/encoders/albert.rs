@@ -24,10 +24,12 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
     base.names.layers = all.collect();
     base.names.embeddings.projection = Some("albert.encoder.embedding_hidden_mapping_in".into());
     base.layer.hidden_dropout[1] = 0.0;
+    let head_dropout = keys.rate("classifier_dropout_prob", 0.1)?;
     Ok(EncoderConfig {
         class: "Albert",
         embedding_width: keys.size("embedding_size", 128)?,
-        pooling: Pooling::of_pooler("albert.pooler".into(), keys.rate("classifier_dropout_prob", 0.1)?),
+        pooling: Pooling::of_pooler("albert.pooler".into(), head_dropout),
+        token_head: Pooling::of_tokens(head_dropout),
         ..base
     })
 }

@@ -32,6 +32,7 @@ pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) 
         rotary: vec![],
         read: Read::First,
         pooling: Pooling::of_pooler(format!("{prefix}pooler.dense"), head_dropout),
+        token_head: Pooling::of_tokens(head_dropout),
         initializer_range: keys.initializer_range()?,
         names: ModuleNames {
             prefix,

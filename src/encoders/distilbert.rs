@@ -40,12 +40,13 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         rotary: vec![],
         read: Read::First,
         pooling: Pooling {
-            dense: "pre_classifier".into(),
+            dense: Some("pre_classifier".into()),
             act: PoolingActivation::Relu,
             dropout: [0.0, keys.rate("seq_classif_dropout", 0.2)?],
             out: "classifier".into(),
             ..Pooling::of_classifier(PoolingActivation::Relu, 0.0)
         },
+        token_head: Pooling::of_tokens(dropout),
         initializer_range: keys.initializer_range()?,
         names: ModuleNames {
             prefix,

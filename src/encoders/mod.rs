@@ -12,6 +12,7 @@ pub mod names;
 pub mod roberta;
 
 use crate::data::Batch;
+use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::nn::distance_bias::DistanceBiasTable;
 use crate::nn::embeddings::{EmbeddingNames, Embeddings, EmbeddingsShape};
@@ -56,6 +57,8 @@ pub struct EncoderConfig {
     /// What a head for whole rows reads.
     pub read: Read,
     pub pooling: Pooling,
+    /// A head for tokens.
+    pub token_head: Pooling,
     /// Standard deviation of new weights.
     pub initializer_range: f64,
     pub names: ModuleNames,
@@ -152,6 +155,14 @@ impl EncoderConfig {
     /// How many type ids the tokenizer may give: any where they are not read.
     pub fn type_ids(&self) -> usize {
         if self.reads_types { self.embedding.types } else { usize::MAX }
+    }
+
+    /// How a task's head reads hidden states, and which.
+    pub fn head(&self, task: TaskKind) -> (&Pooling, Read) {
+        match task {
+            TaskKind::Tokens => (&self.token_head, Read::All),
+            TaskKind::Classification | TaskKind::Multilabel | TaskKind::Regression => (&self.pooling, self.read),
+        }
     }
 
     /// Whether any dropout is live in training.

@@ -41,6 +41,14 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         "mean" => Read::Mean,
         other => return Err(keys.wrong(format!("classifier_pooling is {other:?}; expected \"cls\" or \"mean\""))),
     };
+    let pooling = Pooling {
+        dense: Some("head.dense".into()),
+        dense_bias: keys.get("classifier_bias", false)?,
+        norm: Some(norm),
+        act: keys.activation("classifier_activation", "gelu")?.into(),
+        dropout: [0.0, keys.rate("classifier_dropout", 0.0)?],
+        out: "classifier".into(),
+    };
     Ok(EncoderConfig {
         class: "ModernBert",
         embedding: EmbeddingShape { vocab: keys.size("vocab_size", 50368)?, positions: 0, types: 0, eps },
@@ -52,14 +60,8 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         bias_buckets: None,
         rotary: rotary(keys, layers)?,
         read,
-        pooling: Pooling {
-            dense: "head.dense".into(),
-            dense_bias: keys.get("classifier_bias", false)?,
-            norm: Some(norm),
-            act: keys.activation("classifier_activation", "gelu")?.into(),
-            dropout: [0.0, keys.rate("classifier_dropout", 0.0)?],
-            out: "classifier".into(),
-        },
+        token_head: pooling.clone(),
+        pooling,
         initializer_range: keys.initializer_range()?,
         names: ModuleNames {
             prefix: "model.",

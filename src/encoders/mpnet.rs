@@ -28,6 +28,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         reads_types: false,
         bias_buckets: Some(buckets),
         pooling: Pooling::of_classifier(PoolingActivation::Tanh, base.embedding_dropout),
+        token_head: Pooling::of_tokens(base.embedding_dropout),
         ..base
     })
 }

@@ -40,6 +40,8 @@ impl Objective {
     pub fn divisor(&self, targets: &Targets, rows: usize) -> f64 {
         match (&self.class_weights, targets) {
             (Some(weights), Targets::Class(classes)) => classes.iter().map(|&c| f64::from(weights[c as usize])).sum(),
+            (None, Targets::Tags(tags)) => tags.labels().count() as f64,
+            (Some(weights), Targets::Tags(tags)) => tags.labels().map(|c| f64::from(weights[c as usize])).sum(),
             _ => rows as f64,
         }
     }

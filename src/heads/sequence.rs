@@ -1,4 +1,4 @@
-//! Classification, by one label or several, and regression of whole rows, as each family's `ForSequenceClassification` has it
+//! Classification, by one label or several, and regression of whole rows, and classification of tokens, as each family's `ForSequenceClassification` has it
 //! ([`Pooling`]): dropout, a dense layer, its activation and in some a norm, dropout, the last layer; cross-entropy, binary
 //! cross-entropy or mean squared error.
 
@@ -17,8 +17,8 @@ pub struct SequenceHead {
     task: TaskKind,
     labels: usize,
     act: PoolingActivation,
-    /// Whether the dense layer has a bias.
-    dense_bias: bool,
+    /// Whether there is a dense layer, and whether it has a bias.
+    dense: Option<bool>,
     /// The norm's epsilon, and whether it has a bias.
     norm: Option<(f64, bool)>,
     /// Places and shapes in the arenas, in the order of the computation: the dense layer's weight and bias, the norm's, the last
@@ -44,9 +44,11 @@ impl SequenceHead {
         let mut add = |name: String, shape: Vec<usize>, init: Init| {
             params.push((layout.block(&[(name, shape.clone(), init)]), shape));
         };
-        add(format!("{dense}.weight"), vec![hidden, hidden], Init::Normal);
-        if *dense_bias {
-            add(format!("{dense}.bias"), vec![hidden], Init::Zeros);
+        if let Some(dense) = dense {
+            add(format!("{dense}.weight"), vec![hidden, hidden], Init::Normal);
+            if *dense_bias {
+                add(format!("{dense}.bias"), vec![hidden], Init::Zeros);
+            }
         }
         if let Some(norm) = norm {
             add(format!("{}.weight", norm.name), vec![hidden], Init::Ones);
@@ -57,7 +59,7 @@ impl SequenceHead {
         add(format!("{out}.weight"), vec![labels, hidden], Init::Normal);
         add(format!("{out}.bias"), vec![labels], Init::Zeros);
         let norm = norm.as_ref().map(|norm| (f64::from(norm.eps), norm.bias));
-        Self { task, labels, act: *act, dense_bias: *dense_bias, norm, params }
+        Self { task, labels, act: *act, dense: dense.as_ref().map(|_| *dense_bias), norm, params }
     }
 
     pub fn labels(&self) -> usize {
@@ -67,17 +69,20 @@ impl SequenceHead {
     fn compute(&self, params: &[Tensor], hidden: &Tensor, [before, after]: [Dropout; 2]) -> Result<Tensor> {
         let mut params = params.iter();
         let mut next = || params.next().ok_or_else(|| Error::Failed("the head lacks a parameter".into()));
-        let mut x = dropped(hidden, before)?.matmul(&next()?.t()?)?;
-        if self.dense_bias {
-            x = x.broadcast_add(next()?)?;
+        let mut x = dropped(hidden, before)?;
+        if let Some(bias) = self.dense {
+            x = x.matmul(&next()?.t()?)?;
+            if bias {
+                x = x.broadcast_add(next()?)?;
+            }
+            x = match self.act {
+                PoolingActivation::Tanh => x.tanh()?,
+                PoolingActivation::Relu => x.relu()?,
+                PoolingActivation::Gelu => x.gelu_erf()?,
+                PoolingActivation::GeluTanh => x.gelu()?,
+                PoolingActivation::Silu => x.silu()?,
+            };
         }
-        x = match self.act {
-            PoolingActivation::Tanh => x.tanh()?,
-            PoolingActivation::Relu => x.relu()?,
-            PoolingActivation::Gelu => x.gelu_erf()?,
-            PoolingActivation::GeluTanh => x.gelu()?,
-            PoolingActivation::Silu => x.silu()?,
-        };
         if let Some((eps, bias)) = self.norm {
             let centred = x.broadcast_sub(&x.mean_keepdim(1)?)?;
             let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
@@ -108,7 +113,7 @@ impl SequenceHead {
     /// Σ over rows of the loss of `logits: [rows, labels]`; `objective` says how classes are weighted.
     pub fn loss_sum(&self, logits: &Tensor, targets: &Targets, objective: &Objective) -> Result<Tensor> {
         match (self.task, targets) {
-            (TaskKind::Classification, Targets::Class(classes)) => objective.sum(logits, classes),
+            (TaskKind::Classification | TaskKind::Tokens, Targets::Class(classes)) => objective.sum(logits, classes),
             (TaskKind::Multilabel, Targets::Sets(sets)) => objective.binary_sum(logits, sets),
             (TaskKind::Regression, Targets::Value(values)) => {
                 let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;
@@ -166,7 +171,7 @@ pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Ve
             };
             Ok(logits.chunks_exact(labels).zip(sets.iter()).map(of_row).collect())
         }
-        Targets::None => Err(Error::Failed("rows without labels have no loss".into())),
+        Targets::Tags(_) | Targets::None => Err(Error::Failed("rows without labels have no loss".into())),
     }
 }
 

@@ -67,6 +67,8 @@ pub enum Family {
     },
     /// Any number of labels a row.
     Multilabel,
+    /// Tags of words.
+    Tags,
     Regression,
 }
 
@@ -75,6 +77,7 @@ pub fn names(family: Family) -> Vec<&'static str> {
     let (scores, ranking) = match family {
         Family::Classification { classes } => (classification::names(classes), &ranking::NAMES[..]),
         Family::Multilabel => (&multilabel::NAMES[..], &[][..]),
+        Family::Tags => (&tags::NAMES[..], &[][..]),
         Family::Regression => (&regression::NAMES[..], &[][..]),
     };
     ["loss"].iter().chain(scores).chain(ranking).copied().collect()

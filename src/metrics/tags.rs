@@ -6,6 +6,8 @@
 
 use super::Metrics;
 use super::classification::{Cells, ClassScore};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -71,7 +73,8 @@ impl fmt::Display for Tag<'_> {
 }
 
 /// How spans are written as tags.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Scheme {
     /// All I, but B where a span follows one of its type at once.
     Iob1,
@@ -79,6 +82,23 @@ pub enum Scheme {
     Iob2,
     /// B, I, E, and S for a span of one word; also called BMES and BILOU with other letters.
     Iobes,
+}
+
+impl Scheme {
+    /// The name in config files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iob1 => "iob1",
+            Self::Iob2 => "iob2",
+            Self::Iobes => "iobes",
+        }
+    }
+
+    /// That of labels: IOBES where any says E or S, else IOB2.
+    pub fn of(labels: &[String]) -> Self {
+        let ends = |label: &String| Tag::parse(label).is_ok_and(|t| matches!(t.prefix, Prefix::E | Prefix::S));
+        if labels.iter().any(ends) { Self::Iobes } else { Self::Iob2 }
+    }
 }
 
 /// A piece of a sentence.

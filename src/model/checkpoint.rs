@@ -109,14 +109,14 @@ impl Pretrained {
     /// [`Error::Input`] for tasks that are not in this version, and where there is no classifier.
     pub fn task(&self) -> Result<Task> {
         let class = self.json["architectures"][0].as_str().unwrap_or_default();
-        if ["ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering"].iter().any(|of| class.ends_with(of))
-        {
-            return Err(
-                self.wrong(format!("a {class} is no classifier of rows, and other tasks are not in this version"))
-            );
+        if ["ForMultipleChoice", "ForQuestionAnswering"].iter().any(|of| class.ends_with(of)) {
+            return Err(self.wrong(format!(
+                "a {class} is no classifier of rows or tokens, and other tasks are not in this version"
+            )));
         }
+        let tokens = class.ends_with("ForTokenClassification");
         let labels = self.labels()?;
-        let classifier = &self.config.pooling.out;
+        let classifier = if tokens { &self.config.token_head.out } else { &self.config.pooling.out };
         let weight = self.weights.get(&format!("{classifier}.weight"));
         let Some(&[outputs, _]) = weight.map(|w| w.shape) else {
             return Err(Error::in_file(
@@ -129,6 +129,9 @@ impl Pretrained {
             return Err(
                 self.wrong(format!("id2label has {} labels and {classifier}.weight {outputs} rows", labels.len()))
             );
+        }
+        if tokens {
+            return Ok(Task { kind: TaskKind::Tokens, labels });
         }
         match self.json.get("problem_type").and_then(|v| v.as_str()) {
             Some("regression") if outputs == 1 => Ok(Task { kind: TaskKind::Regression, labels: vec![] }),
@@ -151,9 +154,10 @@ impl Pretrained {
         let names: HashSet<&str> = self.weights.names().collect();
         let mut report = LoadReport::default();
         let (mut used, mut missing, mut places) = (HashSet::new(), vec![], vec![]);
+        let (head, _) = self.config.head(task.kind);
         let keep_classifier = self.classifier_fits(task)?;
         for spec in layout.specs() {
-            let classifier = spec.name.starts_with(&self.config.pooling.out);
+            let classifier = spec.name.starts_with(&head.out);
             let found = candidates(&spec.name, self.config.names.prefix).iter().find_map(|n| self.weights.get(n));
             used.extend(found.map(|t| t.name));
             match found {
@@ -163,7 +167,7 @@ impl Pretrained {
                     report.loaded += 1;
                 }
                 _ => {
-                    if !classifier && !self.config.pooling.holds(&spec.name) {
+                    if !classifier && !head.holds(&spec.name) {
                         missing.push(spec.name.as_str());
                     }
                     places.push((spec, None));
@@ -192,7 +196,9 @@ impl Pretrained {
     /// Whether the checkpoint's classifier answers the task's question: as many outputs, and the same labels where the
     /// checkpoint names them.
     fn classifier_fits(&self, task: &Task) -> Result<bool> {
-        let Some(weight) = self.weights.get(&format!("{}.weight", self.config.pooling.out)) else { return Ok(false) };
+        let Some(weight) = self.weights.get(&format!("{}.weight", self.config.head(task.kind).0.out)) else {
+            return Ok(false);
+        };
         if weight.shape != [task.outputs(), self.config.layer.hidden] {
             return Ok(false);
         }

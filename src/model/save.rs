@@ -1,4 +1,5 @@
-//! Writing a Hugging Face model directory that `AutoModelForSequenceClassification.from_pretrained` loads.
+//! Writing a Hugging Face model directory that `AutoModelForSequenceClassification.from_pretrained`, or that of another task,
+//! loads.
 
 use super::checkpoint::read_json;
 use super::{Model, Pretrained};
@@ -7,6 +8,7 @@ use crate::data::config::{Column, DataConfig, Format, TaskKind};
 use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::error::{Error, Result};
 use crate::hub::files::TOKENIZER_FILES;
+use crate::metrics::tags::Scheme;
 use crate::metrics::threshold::Threshold;
 use crate::ops::with_values;
 use safetensors::tensor::{Dtype, TensorView};
@@ -25,7 +27,7 @@ pub fn model_dir(dir: &Path) -> PathBuf {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BertftJson {
     pub version: String,
-    /// `classification`, `multilabel` or `regression`.
+    /// `classification`, `multilabel`, `regression` or `tokens`.
     pub task: String,
     pub text: Columns,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,6 +36,11 @@ pub struct BertftJson {
     /// What stands between a row's labels, where there are several in one column.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_delimiter: Option<String>,
+    /// Of tags: the scheme of the files, and what they are converted to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag_scheme: Option<Scheme>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convert_tags: Option<Scheme>,
     pub header: bool,
     pub max_length: usize,
     /// How the training file was written; the rest as [`DataConfig`] has it.
@@ -67,6 +74,8 @@ impl BertftJson {
             text_pair: data.text_pair.clone(),
             label: data.label.clone(),
             label_delimiter: data.label_delimiter.clone(),
+            tag_scheme: data.tag_scheme,
+            convert_tags: data.convert_tags,
             header: data.header,
             max_length: data.max_length,
             threshold: None,
@@ -150,19 +159,21 @@ impl Model {
         let names: Vec<String> =
             if task.kind == TaskKind::Regression { vec!["LABEL_0".into()] } else { task.labels.clone() };
         let problem = match task.kind {
-            TaskKind::Classification => "single_label_classification",
-            TaskKind::Multilabel => "multi_label_classification",
-            TaskKind::Regression => "regression",
+            TaskKind::Classification => Some("single_label_classification"),
+            TaskKind::Multilabel => Some("multi_label_classification"),
+            TaskKind::Regression => Some("regression"),
+            TaskKind::Tokens => None,
         };
         let id2label: serde_json::Map<_, _> =
             names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
         let label2id: serde_json::Map<_, _> = names.iter().enumerate().map(|(i, n)| (n.clone(), json!(i))).collect();
-        config["architectures"] = json!([format!("{}ForSequenceClassification", source.encoder_config().class)]);
+        config["architectures"] = json!([format!("{}{}", source.encoder_config().class, task.kind.class())]);
         config["id2label"] = id2label.into();
         config["label2id"] = label2id.into();
-        config["problem_type"] = json!(problem);
         config["torch_dtype"] = json!("float32");
         if let Some(map) = config.as_object_mut() {
+            map.shift_remove("problem_type");
+            map.extend(problem.map(|problem| ("problem_type".to_owned(), json!(problem))));
             map.shift_remove("dtype"); // the newer name of torch_dtype
             map.shift_remove("_name_or_path");
         }
@@ -176,17 +187,23 @@ impl Model {
         let what = match self.task().kind {
             TaskKind::Classification => format!("one of {} labels", self.task().labels.len()),
             TaskKind::Multilabel => format!("which of {} labels apply", self.task().labels.len()),
+            TaskKind::Tokens => format!("one of {} tags for each word", self.task().labels.len()),
             TaskKind::Regression => "a number".into(),
         };
         let kind = if extra.text_pair.is_some() { "a pair of texts" } else { "a text" };
+        let (name, pipeline) = match self.task().kind {
+            TaskKind::Tokens => ("Tagger", "token-classification"),
+            TaskKind::Regression => ("Regressor", "text-classification"),
+            _ => ("Classifier", "text-classification"),
+        };
+        let class = self.task().kind.class();
         format!(
-            "---\n{base_model}library_name: transformers\npipeline_tag: text-classification\ntags:\n- bertft\n---\n\n# {} of {base}\n\n\
+            "---\n{base_model}library_name: transformers\npipeline_tag: {pipeline}\ntags:\n- bertft\n---\n\n# {name} of {base}\n\n\
              Fine-tuned with bertft {}: predicts {what} for {kind} of up to {} tokens.\n\n\
-             ```python\nfrom transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
-             model = AutoModelForSequenceClassification.from_pretrained(\".\")\n\
+             ```python\nfrom transformers import AutoModel{class}, AutoTokenizer\n\n\
+             model = AutoModel{class}.from_pretrained(\".\")\n\
              tokenizer = AutoTokenizer.from_pretrained(\".\")\n```\n\n\
              ```sh\nbertft predict --model . texts.txt\n```\n",
-            if self.task().kind == TaskKind::Regression { "Regressor" } else { "Classifier" },
             extra.version,
             extra.max_length
         )

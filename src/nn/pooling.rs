@@ -1,13 +1,13 @@
-//! How a head for whole rows reads a hidden state: `out(dropout(norm(act(dense(dropout(x))))))`, the norm in some families
-//! only. The families differ in names, activation, dropout and biases.
+//! How a head reads a hidden state: `out(dropout(norm(act(dense(dropout(x))))))`, the norm in some families only; a head for
+//! tokens is mostly `out(dropout(x))`. The families differ in names, activation, dropout and biases.
 
 use crate::ops::gelu::Activation;
 
-/// The dense layer between the hidden states and the last layer of a classifier, and the names of both.
+/// What is between the hidden states and the last layer of a classifier, and the names of both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pooling {
-    /// Checkpoint name of the dense layer, `[hidden, hidden]`.
-    pub dense: String,
+    /// Checkpoint name of the dense layer, `[hidden, hidden]`; without it there is no activation and no norm either.
+    pub dense: Option<String>,
     pub dense_bias: bool,
     /// Behind the activation.
     pub norm: Option<PoolingNorm>,
@@ -54,18 +54,24 @@ impl Pooling {
     /// `pooler.dense`, tanh, dropout, `classifier`, as BERT has it; `pooler` is the dense layer's name.
     pub fn of_pooler(pooler: String, dropout: f32) -> Self {
         let (act, out) = (PoolingActivation::Tanh, "classifier".into());
-        Self { dense: pooler, dense_bias: true, norm: None, act, dropout: [0.0, dropout], out }
+        Self { dense: Some(pooler), dense_bias: true, norm: None, act, dropout: [0.0, dropout], out }
     }
 
     /// `classifier.dense` between two dropouts, `classifier.out_proj`, as RoBERTa has it.
     pub fn of_classifier(act: PoolingActivation, dropout: f32) -> Self {
-        let (dense, out) = ("classifier.dense".into(), "classifier.out_proj".into());
+        let (dense, out) = (Some("classifier.dense".into()), "classifier.out_proj".into());
         Self { dense, dense_bias: true, norm: None, act, dropout: [dropout; 2], out }
+    }
+
+    /// Dropout and `classifier`, as most families have it for tokens.
+    pub fn of_tokens(dropout: f32) -> Self {
+        let (act, out) = (PoolingActivation::Tanh, "classifier".into());
+        Self { dense: None, dense_bias: false, norm: None, act, dropout: [0.0, dropout], out }
     }
 
     /// Whether a parameter is this head's.
     pub fn holds(&self, name: &str) -> bool {
         let norm = self.norm.as_ref().is_some_and(|norm| name.starts_with(&norm.name));
-        name.starts_with(&self.dense) || name.starts_with(&self.out) || norm
+        self.dense.as_ref().is_some_and(|dense| name.starts_with(dense)) || name.starts_with(&self.out) || norm
     }
 }

@@ -90,6 +90,11 @@ fn balanced(labels: &[String], targets: &Targets, wrong: &dyn Fn(String) -> Erro
             (classes.len(), counts)
         }
         Targets::Sets(sets) => (sets.len(), sets.counts(labels.len())),
+        Targets::Tags(tags) => {
+            let mut counts = vec![0u64; labels.len()];
+            tags.labels().for_each(|c| counts[c as usize] += 1);
+            (counts.iter().sum::<u64>() as usize, counts)
+        }
         _ => return Err(Error::Failed("the rows have no classes".into())),
     };
     if let Some(i) = counts.iter().position(|&n| n == 0) {

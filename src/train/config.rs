@@ -317,9 +317,13 @@ impl TrainConfig {
             ("train.focal_gamma", self.focal_gamma > 0.0, "focal loss"),
             ("train.r_drop", self.r_drop > 0.0, "probabilities to compare"),
         ];
-        if task != TaskKind::Classification
-            && let Some((key, _, what)) = set.iter().find(|(_, set, _)| *set)
-        {
+        let lacks = |key: &str| match task {
+            TaskKind::Classification => false,
+            // A tag is a class; R-Drop compares whole rows.
+            TaskKind::Tokens => key == "train.r_drop",
+            TaskKind::Multilabel | TaskKind::Regression => true,
+        };
+        if let Some((key, _, what)) = set.iter().find(|(key, set, _)| *set && lacks(key)) {
             let instead = match (task, *key) {
                 (TaskKind::Multilabel, "train.class_weights") => "set train.pos_weight in its place",
                 _ => "remove the key",
@@ -446,6 +450,7 @@ pub fn metric_family(task: TaskKind, classes: usize) -> Family {
     match task {
         TaskKind::Classification => Family::Classification { classes },
         TaskKind::Multilabel => Family::Multilabel,
+        TaskKind::Tokens => Family::Tags,
         TaskKind::Regression => Family::Regression,
     }
 }

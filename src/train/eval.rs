@@ -2,6 +2,7 @@
 //! length. The loss is the plain mean over rows, without label smoothing, class weights or focal loss, so that runs with
 //! and without them can be compared.
 
+use super::eval_tags;
 use super::log::{Phase, Progress, Reporter};
 use crate::data::config::TaskKind;
 use crate::data::sampler::length_sorted;
@@ -28,6 +29,8 @@ pub struct EvalSet {
     pub data: Dataset,
     /// Groups of rows that get metrics of their own.
     pub slices: Option<Slices>,
+    /// Whether tags are read strictly.
+    pub strict_tags: bool,
 }
 
 /// The scores of a model on a set.
@@ -35,8 +38,10 @@ pub struct EvalSet {
 pub struct Evaluation {
     /// `loss` first.
     pub metrics: Metrics,
-    /// For classification, the confusion matrix and scores a class.
+    /// For classification, the confusion matrix and scores a class; for tags scores an entity type.
     pub report: Option<ClassificationReport>,
+    /// The classes or types of the report.
+    pub labels: Vec<String>,
     pub slices: Option<SliceScores>,
     pub samples: usize,
     pub seconds: f64,
@@ -50,6 +55,9 @@ pub fn evaluate(
     threshold: Option<&Threshold>,
     reporter: &mut dyn Reporter,
 ) -> Result<Evaluation> {
+    if let Targets::Tags(_) = set.data.targets {
+        return eval_tags::evaluate(model, &set.data, batch_size, set.strict_tags, reporter);
+    }
     Scored::new(model, &set.data, batch_size, threshold, reporter)?.evaluation(set.slices.as_ref(), threshold)
 }
 
@@ -119,6 +127,7 @@ impl<'a> Scored<'a> {
                         probabilities(logits, outputs)
                     }
                     TaskKind::Multilabel => sigmoids(logits),
+                    TaskKind::Tokens => return Err(Error::Failed("tags are scored by words".into())),
                 };
                 match &mut scored.probabilities {
                     Some(all) => all[row * width..(row + 1) * width].copy_from_slice(&of_row[outputs - width..]),
@@ -184,6 +193,7 @@ impl<'a> Scored<'a> {
         Ok(Evaluation {
             metrics,
             report,
+            labels: self.labels.clone(),
             slices: slices.map(SliceScores),
             samples: self.losses.len(),
             seconds: self.seconds,
@@ -230,7 +240,7 @@ impl<'a> Scored<'a> {
                 let report = self.sets_report(sets, rows, threshold);
                 return Ok((report.metrics.clone().with_loss(loss), Some(report)));
             }
-            Targets::None => return Err(Error::Failed("rows without labels cannot be scored".into())),
+            Targets::Tags(_) | Targets::None => return Err(Error::Failed("rows without labels cannot be scored".into())),
         };
         let width = width(TaskKind::Classification, self.outputs);
         let probabilities = self.probabilities.as_ref().map(|all| gather(all, rows, width));

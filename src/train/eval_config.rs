@@ -17,6 +17,10 @@ pub struct EvalConfig {
     /// For multilabel: tune a threshold for each label by itself. Default false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub threshold_per_label: bool,
+    /// For tokens: entities count only if their tags keep to the scheme (seqeval's strict mode), IOBES where any tag begins with
+    /// E or S, else IOB2. Default false: as conlleval reads them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub strict_tags: bool,
     /// A column of the eval and test data for each of whose values there are metrics. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slice_by: Option<Column>,
@@ -25,9 +29,15 @@ pub struct EvalConfig {
 impl EvalConfig {
     /// Checks that what is set can do something.
     pub fn check(&self, task: TaskKind, has_eval: bool, has_test: bool) -> Result<(), Invalid> {
-        if self.tune_threshold.is_some() && task == TaskKind::Regression {
-            let message = "is set, but regression decides between no labels; remove the key";
+        if self.tune_threshold.is_some() && matches!(task, TaskKind::Regression | TaskKind::Tokens) {
+            let message = format!("is set, but {task} has no threshold; remove the key");
             return Err(Invalid::new("eval.tune_threshold", message));
+        }
+        if self.slice_by.is_some() && task == TaskKind::Tokens {
+            return Err(Invalid::new("eval.slice_by", "is set, but words with tags have no such column; remove the key"));
+        }
+        if self.strict_tags && task != TaskKind::Tokens {
+            return Err(Invalid::new("eval.strict_tags", format!("is true, but {task} has no tags; remove the key")));
         }
         if self.threshold_per_label {
             let message = match (task, self.tune_threshold) {

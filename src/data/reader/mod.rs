@@ -12,6 +12,7 @@ mod options;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod pattern;
+pub mod sentences;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -72,6 +73,25 @@ impl Skipped {
             let file = file.map_or_else(String::new, |f| f.display().to_string());
             self.first.push(SkippedRow { file, line, message });
         }
+    }
+
+    /// Leaves out a row, or does not.
+    ///
+    /// # Errors
+    /// What is wrong with it, if rows are not to be skipped.
+    pub(super) fn skip(&mut self, error: Error, on_bad_row: OnBadRow) -> Result<()> {
+        if on_bad_row == OnBadRow::Error {
+            return Err(error);
+        }
+        self.add(error);
+        Ok(())
+    }
+
+    /// Adds what was skipped elsewhere.
+    pub(super) fn append(&mut self, other: Self) {
+        self.rows += other.rows;
+        let room = Self::LISTED.saturating_sub(self.first.len());
+        self.first.extend(other.first.into_iter().take(room));
     }
 
     /// For readers: how many rows, and a line for each of the first. `None` when there are none.
@@ -395,6 +415,10 @@ impl Rows {
                     return Err(Error::in_file(lines.file(), format!("the format \"pattern\" needs {key}")));
                 }
             },
+            Some(Format::Conll) => {
+                let message = "conll holds words with tags, which task.kind = \"tokens\" reads; give csv, tsv or jsonl";
+                return Err(Error::in_file(lines.file(), message));
+            }
             Some(Format::Parquet) => {
                 return Err(Error::in_file(lines.file(), "Parquet cannot be read from a stream; give a file"));
             }
@@ -444,6 +468,7 @@ pub fn format_by_extension(path: &Path) -> Option<Option<Format>> {
         "tsv" => Some(Format::Tsv),
         "jsonl" | "json" | "ndjson" => Some(Format::Jsonl),
         "parquet" => Some(Format::Parquet),
+        "conll" | "bio" | "iob" | "iob2" | "bioes" | "bmes" => Some(Format::Conll),
         "txt" => None,
         _ => return None,
     })

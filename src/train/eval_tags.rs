@@ -1,0 +1,112 @@
+//! Scoring tags of words: predictions of windows are put together to sentences, of which the entities are counted.
+
+use super::eval::Evaluation;
+use super::log::{Phase, Progress, Reporter};
+use crate::data::sampler::length_sorted;
+use crate::data::{Dataset, TagRows, Targets};
+use crate::error::{Error, Result};
+use crate::heads::sequence::row_losses;
+use crate::metrics::classification::{ClassificationReport, argmax};
+use crate::metrics::tags::{EntityCounts, Prefix, Reading, Scheme, Tag};
+use crate::model::Model;
+use std::time::Instant;
+
+/// Scores `data`, whose targets are tags, `batch_size` rows at a time. The loss is the mean over words. Kept is one label a
+/// word, never one score a label.
+pub(super) fn evaluate(
+    model: &mut Model,
+    data: &Dataset,
+    batch_size: usize,
+    strict: bool,
+    reporter: &mut dyn Reporter,
+) -> Result<Evaluation> {
+    let started = Instant::now();
+    let Targets::Tags(rows) = &data.targets else { return Err(Error::Failed("the rows have no tags".into())) };
+    let mut scored = Words::new(rows);
+    let (total, outputs, mut done) = (data.len(), model.task().outputs(), 0);
+    for batch_rows in length_sorted(&data.tokens.lengths(), batch_size) {
+        let batch = data.batch(&batch_rows);
+        let logits: Vec<f32> = model.logits(&batch)?.flatten_all()?.to_vec1()?;
+        scored.add(&batch_rows, &logits, outputs)?;
+        done += batch_rows.len();
+        reporter.progress(Progress::counted(Phase::Evaluate, done as u64, total as u64));
+    }
+    let names = model.task().labels.clone();
+    let (report, labels) = scored.report(&names, strict);
+    Ok(Evaluation {
+        metrics: report.metrics.clone().with_loss(scored.loss / scored.words as f64),
+        report: Some(report),
+        labels,
+        slices: None,
+        samples: rows.sentences().len(),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+/// The predictions of all words.
+struct Words<'a> {
+    rows: &'a TagRows,
+    /// By row and word of the row.
+    predicted: Vec<Vec<u32>>,
+    loss: f64,
+    words: u64,
+}
+
+impl<'a> Words<'a> {
+    fn new(rows: &'a TagRows) -> Self {
+        Self { rows, predicted: vec![vec![]; rows.len()], loss: 0.0, words: 0 }
+    }
+
+    /// `logits: [words of these rows, outputs]`.
+    fn add(&mut self, of_rows: &[usize], logits: &[f32], outputs: usize) -> Result<()> {
+        let mut words = logits.chunks_exact(outputs);
+        for &row in of_rows {
+            let TagRowView { sentence, numbers } = self.view(row);
+            let truth = self.rows.truth(sentence);
+            let wanted: Vec<u32> = numbers.iter().map(|&word| truth[word]).collect();
+            let of_row: Vec<f32> = words.by_ref().take(numbers.len()).flatten().copied().collect();
+            self.predicted[row] = of_row.chunks_exact(outputs).map(argmax).collect();
+            self.words += wanted.len() as u64;
+            self.loss += row_losses(&of_row, outputs, &Targets::Class(wanted))?.iter().sum::<f64>();
+        }
+        Ok(())
+    }
+
+    fn view(&self, row: usize) -> TagRowView {
+        let row = self.rows.row(row);
+        TagRowView { sentence: row.sentence as usize, numbers: row.words.iter().map(|&(word, _)| word as usize).collect() }
+    }
+
+    /// The scores, and the types that they name. A word that the tokenizer makes nothing of is predicted to be in no entity.
+    fn report(&self, names: &[String], strict: bool) -> (ClassificationReport, Vec<String>) {
+        let tags = tags_of(names);
+        let reading = if strict { Reading::Strict(Scheme::of(names)) } else { Reading::Lenient };
+        let mut counts = EntityCounts::new(reading);
+        for rows in self.rows.sentences() {
+            let truth = self.rows.truth(self.view(rows[0]).sentence);
+            let mut predicted = vec![Tag::OUTSIDE; truth.len()];
+            for row in rows {
+                for (word, &label) in self.view(row).numbers.iter().zip(&self.predicted[row]) {
+                    predicted[*word] = tags[label as usize];
+                }
+            }
+            let truth: Vec<Tag> = truth.iter().map(|&label| tags[label as usize]).collect();
+            counts.add(&truth, &predicted);
+        }
+        let (metrics, kinds) = counts.report();
+        let (labels, per_class) = kinds.into_iter().unzip();
+        (ClassificationReport { metrics, confusion: vec![], per_class }, labels)
+    }
+}
+
+struct TagRowView {
+    sentence: usize,
+    /// Of the words that belong to the row.
+    numbers: Vec<usize>,
+}
+
+/// The labels as tags of entities; where one is none (parts of speech), each word is an entity of its tag.
+pub fn tags_of(names: &[String]) -> Vec<Tag<'_>> {
+    let parsed: Result<Vec<Tag>, String> = names.iter().map(|name| Tag::parse(name)).collect();
+    parsed.unwrap_or_else(|_| names.iter().map(|kind| Tag { prefix: Prefix::S, kind }).collect())
+}
