@@ -256,7 +256,7 @@ const UPDATE_TOLERANCE: f64 = 1e-3;
 
 #[test]
 fn curves_with_final_weights() {
-    for case in ["pairs", "regression"] {
+    for case in ["pairs", "regression", "multilabel"] {
         let curve: Curve = json(case, "curve_linear.json");
         let [before, after] = follow(case, &curve);
         let reference = tensors(case, "curve_linear.safetensors");
@@ -271,7 +271,7 @@ fn curves_with_final_weights() {
 
 #[test]
 fn curves_with_norms_of_updates() {
-    let families = CASES[3..].iter().map(|case| (*case, "curve_linear.json"));
+    let families = CASES[4..].iter().map(|case| (*case, "curve_linear.json"));
     let curves = [("classification", "curve_linear.json"), ("classification", "curve_cosine.json")];
     for (case, file) in curves.into_iter().chain(families) {
         let curve: Curve = json(case, file);
