@@ -134,9 +134,13 @@ impl Model {
         self.head.logits(&self.params, &hidden.to_dtype(DType::F32)?)
     }
 
-    /// Σ over rows of the plain loss of given logits.
+    /// Σ over rows, or over words where their first tokens alone are labelled, of the plain loss of given logits.
     pub fn loss_sum(&self, logits: &Tensor, targets: &Targets) -> Result<f64> {
-        Ok(self.head.loss_sum(logits, targets, &Objective::default())?.to_dtype(DType::F64)?.to_scalar()?)
+        let of_words = match targets {
+            Targets::Tags(tags) => &Targets::Class(tags.labels().collect()),
+            targets => targets,
+        };
+        Ok(self.head.loss_sum(logits, of_words, &Objective::default())?.to_dtype(DType::F64)?.to_scalar()?)
     }
 
     /// Forward and backward of one batch: returns Σ over rows of the loss and leaves the gradients of that sum times `scale` in

@@ -21,11 +21,13 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 13] = [
     "classification",
     "pairs",
     "regression",
     "multilabel",
+    "tokens",
+    "tokens_modernbert",
     "roberta",
     "distilbert",
     "electra",
@@ -89,6 +91,11 @@ fn whole(data: &Dataset) -> Batch {
     data.batch(&(0..data.len()).collect::<Vec<_>>())
 }
 
+/// What the sum of a batch's losses is divided by: its rows, or its labelled tokens.
+fn divisor(batch: &Batch) -> f64 {
+    Objective::default().divisor(&batch.targets, batch.len())
+}
+
 fn weights(model: &Model) -> BTreeMap<String, Vec<f32>> {
     let p = &model.params;
     p.specs().iter().map(|s| (s.name.clone(), floats(&p.weight(s.offset, &s.shape).unwrap()))).collect()
@@ -111,7 +118,7 @@ fn logits_and_loss() {
             let off = worst(&floats(&logits), &floats(&reference[name]));
             assert!(off <= 1e-5, "{case}: {name} off by {off:e}");
         }
-        let loss = model.loss_sum(&logits, &batch.targets).unwrap() / batch.len() as f64;
+        let loss = model.loss_sum(&logits, &batch.targets).unwrap() / divisor(&batch);
         let expected: Expected = json(case, "expected.json");
         assert!((loss - expected.loss64).abs() <= 1e-6, "{case}: loss {loss}, expected {}", expected.loss64);
     }
@@ -124,7 +131,7 @@ fn gradients_of_every_parameter() {
         let (mut model, batch) = (trainable(&fixture(case, "model")), whole(&dataset(case)));
         let (reference, expected): (_, Expected) = (tensors(case, "expected.safetensors"), json(case, "expected.json"));
         for key in [None, Some(PassKey::new(3, 0))] {
-            let scale = 1.0 / batch.len() as f64;
+            let scale = 1.0 / divisor(&batch);
             let loss = model.forward_backward(&batch, key, &Objective::default(), scale, false).unwrap() * scale;
             assert!((loss - expected.loss64).abs() <= 1e-6, "{case}: loss {loss}, expected {}", expected.loss64);
             let total = model.params.grad_norm().unwrap();
@@ -234,7 +241,7 @@ fn follow(case: &str, curve: &Curve) -> [BTreeMap<String, Vec<f32>>; 2] {
         let window: Vec<Batch> = expected.rows.iter().map(|rows| data.batch(rows)).collect();
         let passed = gradients(&mut model, &window, &config, i as u64).unwrap();
         let rate = update(&model, passed.grad_norm, &config, i as u64).unwrap();
-        let loss = passed.loss_sum / passed.rows as f64;
+        let loss = passed.loss_sum / passed.divisor;
         let what = format!("{case} {}, step {i}", curve.optimizer.lr_scheduler_type);
         assert!((loss - expected.loss).abs() <= 1e-4, "{what}: loss {loss}, expected {}", expected.loss);
         assert!((rate - expected.learning_rate).abs() <= 1e-12, "{what}: {rate} {}", expected.learning_rate);

@@ -125,7 +125,9 @@ impl Scan {
         let labels = names.list;
         let classes = match task {
             TaskKind::Regression => vec![],
-            TaskKind::Tokens => return Err(Error::input("task.kind is \"tokens\", which `check` does not look at in this version")),
+            TaskKind::Tokens => {
+                return Err(Error::input("task.kind is \"tokens\", which `check` does not look at in this version"));
+            }
             TaskKind::Classification | TaskKind::Multilabel => classes(data, task, &train, &labels, checkpoint)?,
         };
         let several = task == TaskKind::Multilabel;

@@ -111,7 +111,8 @@ impl FromStr for Template {
             "regression" => Ok(Self::of(TaskKind::Regression)),
             "tokens" => Ok(Self::of(TaskKind::Tokens)),
             "span" | "mlm" | "choice" | "embedding" => {
-                Err("this task is not in this version; it has classification, pair, multilabel, regression and tokens".into())
+                Err("this task is not in this version; it has classification, pair, multilabel, regression and tokens"
+                    .into())
             }
             _ => Err("expected classification, pair, multilabel, regression or tokens".into()),
         }

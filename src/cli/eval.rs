@@ -5,9 +5,9 @@ use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
 use crate::data::LabelMap;
+use crate::data::Skipped;
 use crate::data::config::{Column, TaskKind};
 use crate::data::label_sets::all_names;
-use crate::data::Skipped;
 use crate::data::settings::Files;
 use crate::error::{Error, Result};
 use crate::metrics::gate::{Gate, check};
@@ -148,7 +148,13 @@ fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(E
 }
 
 /// The same of words with tags.
-fn sentences(scoring: &Scoring, task: &Task, files: &Files, strict_tags: bool, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
+fn sentences(
+    scoring: &Scoring,
+    task: &Task,
+    files: &Files,
+    strict_tags: bool,
+    ui: &mut Ui,
+) -> Result<(EvalSet, Skipped)> {
     let options = scoring.sentence_options(files, true)?;
     let (form, rename) = scoring.tag_form();
     let loaded = load_sentences(files, &options, form, &rename, &scoring.tokenizer, ui)?;

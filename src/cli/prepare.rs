@@ -6,12 +6,12 @@ use crate::config::{ModelConfig, RunConfig};
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::label_sets::all_names;
-use crate::data::reader::sentences::SentenceOptions;
-use crate::data::tagging::{self, Loaded as Sentences, TagForm};
 use crate::data::labels::{value, value_targets};
 use crate::data::load::{LoadProgress, Watch};
+use crate::data::reader::sentences::SentenceOptions;
 use crate::data::settings::{Files, STANDARD_INPUT};
 use crate::data::slices::Slices;
+use crate::data::tagging::{self, Loaded as Sentences, TagForm};
 use crate::data::tokens::Sha;
 use crate::data::{
     Dataset, LabelMap, Labels, Loaded, Places, ReadOptions, Skipped, Targets, Tokenizer, load, split_fraction,

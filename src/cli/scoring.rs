@@ -6,9 +6,9 @@ use super::{Globals, InputArgs};
 use crate::data::config::{Column, Format, TaskKind};
 use crate::data::label_sets::LabelForm;
 use crate::data::reader::sentences::SentenceOptions;
-use crate::data::tagging::TagForm;
 use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
+use crate::data::tagging::TagForm;
 use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
 use crate::metrics::threshold::Threshold;
@@ -180,14 +180,21 @@ impl Scoring {
         let (input, first) = (&self.input, files.first().as_path());
         let pairs = [("--text-pair", input.text_pair.is_some()), ("--pattern", input.pattern.is_some())];
         if let Some((flag, _)) = pairs.iter().find(|(_, set)| *set) {
-            return Err(Error::input(format!("{flag} is given, but the model tags words of single sentences; leave it out")));
+            return Err(Error::input(format!(
+                "{flag} is given, but the model tags words of single sentences; leave it out"
+            )));
         }
         let by_extension = format_by_extension(first);
         // Plain text where only predictions are asked for; else as the training file was.
         let trained = self.extra.as_ref().and_then(|e| e.format).filter(|_| by_extension.is_none() && tagged);
         // Columns of conll have no names, those of jsonl no numbers: what does not fit is left to the usual ones.
         let format = input.format.or(by_extension.flatten()).or(trained);
-        let fits = |c: &Column| matches!((format, c), (Some(Format::Conll), Column::Index(_)) | (Some(Format::Jsonl) | None, Column::Name(_)));
+        let fits = |c: &Column| {
+            matches!(
+                (format, c),
+                (Some(Format::Conll), Column::Index(_)) | (Some(Format::Jsonl) | None, Column::Name(_))
+            )
+        };
         let trained_as = |c: Option<&Columns>, usual: &str| {
             c.map(|c| c.first().clone()).filter(|c| fits(c) && *c != Column::Name(usual.into()))
         };

@@ -354,7 +354,9 @@ fn digest(data: &Dataset) -> String {
         }),
         Targets::Tags(tags) => tags.iter().for_each(|row| {
             hash.update((row.labels.len() as u64).to_le_bytes());
-            row.labels.iter().for_each(|&(at, label)| hash.update(u64::from(at).wrapping_shl(32).wrapping_add(label.into()).to_le_bytes()));
+            row.labels.iter().for_each(|&(at, label)| {
+                hash.update(u64::from(at).wrapping_shl(32).wrapping_add(label.into()).to_le_bytes())
+            });
         }),
         Targets::None => {}
     }

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::label_sets::LabelForm;
-use crate::metrics::tags::Scheme;
 use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
+use crate::metrics::tags::Scheme;
 
 /// What the model learns to say about a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -40,7 +40,6 @@ impl TaskKind {
     pub fn class(self) -> &'static str {
         if self == Self::Tokens { "ForTokenClassification" } else { "ForSequenceClassification" }
     }
-
 
     /// The name in config files.
     pub fn name(self) -> &'static str {
@@ -536,7 +535,9 @@ impl DataConfig {
             ("data.label_all_tokens", self.label_all_tokens),
         ];
         match set.iter().find(|(_, set)| *set && task != TaskKind::Tokens) {
-            Some((key, _)) => Err(Invalid::new(key, format!("is set, but {task} has no tags of words; remove the key"))),
+            Some((key, _)) => {
+                Err(Invalid::new(key, format!("is set, but {task} has no tags of words; remove the key")))
+            }
             None => Ok(()),
         }
     }
@@ -564,7 +565,9 @@ impl DataConfig {
             return Err(Invalid::new("data.format", message));
         }
         let conll = self.file_of(|f| f == Some(Format::Conll)).is_some();
-        for (key, columns, usual) in [("data.text", &self.text, text_columns()), ("data.label", &self.label, label_column())] {
+        for (key, columns, usual) in
+            [("data.text", &self.text, text_columns()), ("data.label", &self.label, label_column())]
+        {
             if conll && *columns != usual && matches!(columns.first(), Column::Name(_)) {
                 let message = format!("is {columns}, expected a 0-based index: columns of conll have no names");
                 return Err(Invalid::new(key, message));

@@ -118,14 +118,19 @@ impl Batch {
     /// The labelled tokens of [`Targets::Tags`]: where they are in the batch, and their labels.
     pub fn labelled(&self) -> Option<(Vec<u32>, Vec<u32>)> {
         let Targets::Tags(tags) = &self.targets else { return None };
-        let of_row = |(row, &start): (&TagRow, &u32)| row.labels.iter().map(move |&(at, label)| (start + at, label)).collect::<Vec<_>>();
+        let of_row = |(row, &start): (&TagRow, &u32)| {
+            row.labels.iter().map(move |&(at, label)| (start + at, label)).collect::<Vec<_>>()
+        };
         Some(tags.iter().zip(&self.cu_seqlens).flat_map(of_row).unzip())
     }
 
     /// Where the words that belong to the rows begin in the batch, row after row.
     pub fn word_starts(&self) -> Vec<u32> {
         let Targets::Tags(tags) = &self.targets else { return vec![] };
-        tags.iter().zip(&self.cu_seqlens).flat_map(|(row, &start)| row.words.iter().map(move |&(_, at)| start + at)).collect()
+        tags.iter()
+            .zip(&self.cu_seqlens)
+            .flat_map(|(row, &start)| row.words.iter().map(move |&(_, at)| start + at))
+            .collect()
     }
 
     /// All rows, and all of them once more behind.

@@ -204,8 +204,7 @@ impl Model {
              model = AutoModel{class}.from_pretrained(\".\")\n\
              tokenizer = AutoTokenizer.from_pretrained(\".\")\n```\n\n\
              ```sh\nbertft predict --model . texts.txt\n```\n",
-            extra.version,
-            extra.max_length
+            extra.version, extra.max_length
         )
     }
 }

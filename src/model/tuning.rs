@@ -114,7 +114,8 @@ impl Model {
         self.must_have_layers("reinit_layers", layers)?;
         let config = self.encoder.config();
         let from = config.names.layers.len() - layers;
-        let is_pooler = |s: &Spec| config.pooling.dense.as_ref().is_some_and(|dense| s.name.starts_with(&format!("{dense}.")));
+        let is_pooler =
+            |s: &Spec| config.pooling.dense.as_ref().is_some_and(|dense| s.name.starts_with(&format!("{dense}.")));
         let is_top = |s: &Spec| if self.is_head(s) { is_pooler(s) } else { self.encoder.depth(s) > from };
         for spec in self.params.specs().iter().filter(|s| is_top(s)) {
             if !self.params.learners().any(|(s, _)| s.name == spec.name) {

@@ -71,9 +71,10 @@ pub fn predict(
 
 fn answer(sentence: &Sentence, found: &[(u32, f32)], names: &[String]) -> TagPrediction {
     let tags: Vec<&str> = found.iter().map(|&(label, _)| names[label as usize].as_str()).collect();
-    let parsed: Option<Vec<Tag>> = names.iter().all(|n| Tag::parse(n).is_ok()).then(|| {
-        tags.iter().map(|tag| Tag::parse(tag).unwrap_or(Tag::OUTSIDE)).collect()
-    });
+    let parsed: Option<Vec<Tag>> = names
+        .iter()
+        .all(|n| Tag::parse(n).is_ok())
+        .then(|| tags.iter().map(|tag| Tag::parse(tag).unwrap_or(Tag::OUTSIDE)).collect());
     let entity = |span: Span| {
         let (start, end) = characters(sentence, &span);
         let scores = &found[span.start..span.end];

@@ -240,7 +240,9 @@ impl<'a> Scored<'a> {
                 let report = self.sets_report(sets, rows, threshold);
                 return Ok((report.metrics.clone().with_loss(loss), Some(report)));
             }
-            Targets::Tags(_) | Targets::None => return Err(Error::Failed("rows without labels cannot be scored".into())),
+            Targets::Tags(_) | Targets::None => {
+                return Err(Error::Failed("rows without labels cannot be scored".into()));
+            }
         };
         let width = width(TaskKind::Classification, self.outputs);
         let probabilities = self.probabilities.as_ref().map(|all| gather(all, rows, width));

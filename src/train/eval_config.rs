@@ -34,7 +34,10 @@ impl EvalConfig {
             return Err(Invalid::new("eval.tune_threshold", message));
         }
         if self.slice_by.is_some() && task == TaskKind::Tokens {
-            return Err(Invalid::new("eval.slice_by", "is set, but words with tags have no such column; remove the key"));
+            return Err(Invalid::new(
+                "eval.slice_by",
+                "is set, but words with tags have no such column; remove the key",
+            ));
         }
         if self.strict_tags && task != TaskKind::Tokens {
             return Err(Invalid::new("eval.strict_tags", format!("is true, but {task} has no tags; remove the key")));

@@ -74,7 +74,10 @@ impl<'a> Words<'a> {
 
     fn view(&self, row: usize) -> TagRowView {
         let row = self.rows.row(row);
-        TagRowView { sentence: row.sentence as usize, numbers: row.words.iter().map(|&(word, _)| word as usize).collect() }
+        TagRowView {
+            sentence: row.sentence as usize,
+            numbers: row.words.iter().map(|&(word, _)| word as usize).collect(),
+        }
     }
 
     /// The scores, and the types that they name. A word that the tokenizer makes nothing of is predicted to be in no entity.

@@ -1,6 +1,7 @@
 //! The golden fixtures (`golden/README.md`) as models and data sets.
 
-use bertft::data::{Dataset, LabelSets, Targets, Tokens};
+use bertft::data::tagging::TagRow;
+use bertft::data::{Dataset, LabelSets, TagRows, Targets, Tokens};
 use bertft::model::{Model, Pretrained};
 use bertft::nn::workspace::Space;
 use candle_core::{DType, Device, Tensor};
@@ -11,6 +12,9 @@ use std::path::{Path, PathBuf};
 struct Row {
     #[serde(default)]
     label: Label,
+    /// Of tokens, -100 where there is none.
+    #[serde(default)]
+    labels: Vec<i64>,
     input_ids: Vec<u32>,
     token_type_ids: Vec<u8>,
 }
@@ -53,6 +57,8 @@ pub fn dataset(case: &str) -> Dataset {
     let tokens = Tokens::from_rows(rows.iter().map(|row| (&row.input_ids, &row.token_type_ids, false)));
     let targets = if ["regression", "mpnet"].contains(&case) {
         Targets::Value(rows.iter().map(|r| r.label.number() as f32).collect())
+    } else if case.starts_with("tokens") {
+        Targets::Tags(tags(&rows))
     } else if case == "multilabel" {
         Targets::Sets(LabelSets::new(rows.iter().map(|r| r.label.set()).collect()))
     } else {
@@ -60,6 +66,21 @@ pub fn dataset(case: &str) -> Dataset {
     };
     let lines = (2..rows.len() as u64 + 2).collect();
     Dataset { tokens, targets, lines, file }
+}
+
+/// Each labelled token as a word.
+fn tags(rows: &[Row]) -> TagRows {
+    let labelled = |row: &Row| -> Vec<(u32, u32)> {
+        let all = (0u32..).zip(&row.labels);
+        all.filter(|(_, label)| **label >= 0).map(|(at, &label)| (at, label as u32)).collect()
+    };
+    let of_row = |(i, row): (usize, &Row)| {
+        let labels = labelled(row);
+        let words = (0u32..).zip(&labels).map(|(word, &(at, _))| (word, at)).collect();
+        TagRow { sentence: i as u32, words, labels }
+    };
+    let truth = rows.iter().map(|row| labelled(row).iter().map(|l| l.1).collect()).collect();
+    TagRows::new(rows.iter().enumerate().map(of_row).collect(), truth)
 }
 
 /// The model of a directory as it was saved, ready to train.

@@ -93,7 +93,8 @@ impl SentenceReader {
         };
         if layout == Layout::Texts && self.options.tagged {
             let key = self.options.naming.key("format");
-            let message = format!("the input is read as one text a line, so it has no tags; give conll or jsonl, or set {key}");
+            let message =
+                format!("the input is read as one text a line, so it has no tags; give conll or jsonl, or set {key}");
             return Err(Error::in_file(lines.file(), message));
         }
         self.rows = Some((lines, layout));
@@ -199,7 +200,8 @@ fn word_line(lines: &mut Lines, options: &SentenceOptions) -> Result<(String, Op
         return Ok((word, None));
     }
     if fields.len() < 2 {
-        let message = format!("the line has the word \"{}\" and no tag; a line holds both, apart by a tab or a space", fields[0]);
+        let message =
+            format!("the line has the word \"{}\" and no tag; a line holds both, apart by a tab or a space", fields[0]);
         return Err(Fault::Row(lines.error(message)));
     }
     let tag = field(&options.tags, fields.len() - 1, "label")?;
@@ -266,7 +268,13 @@ fn json_sentence(lines: &Lines, options: &SentenceOptions, row: u64) -> Result<S
     let id = object.shift_remove("id");
     let words = value(&object, &options.words, &["words", "tokens", "text"], "text", options.naming)?;
     let tags = match options.tagged {
-        true => Some(value(&object, &options.tags, &["tags", "labels", "ner_tags", "spans", "label"], "label", options.naming)?),
+        true => Some(value(
+            &object,
+            &options.tags,
+            &["tags", "labels", "ner_tags", "spans", "label"],
+            "label",
+            options.naming,
+        )?),
         false => None,
     };
     match (words, tags) {
@@ -311,7 +319,9 @@ fn value<'o>(
 ) -> Result<(&'o str, &'o Value), String> {
     let found = match column {
         Some(Column::Name(key)) => object.get_key_value(key).map(|(k, v)| (k.as_str(), v)),
-        Some(Column::Index(i)) => return Err(format!("jsonl has keys, but {} is {i}; set it to a key", naming.key(name))),
+        Some(Column::Index(i)) => {
+            return Err(format!("jsonl has keys, but {} is {i}; set it to a key", naming.key(name)));
+        }
         None => usual.iter().find_map(|key| object.get_key_value(*key)).map(|(k, v)| (k.as_str(), v)),
     };
     found.ok_or_else(|| {
@@ -338,11 +348,15 @@ fn span(value: &Value, key: &str, text: &str) -> Result<(usize, usize, String), 
     let number = |name: &str| value.get(name).and_then(Value::as_u64).map(|n| n as usize);
     let label = ["label", "type", "entity"].iter().find_map(|name| value.get(*name)).and_then(Value::as_str);
     let (Some(start), Some(end), Some(label)) = (number("start"), number("end"), label) else {
-        return Err(format!("\"{key}\" holds {value}, expected spans such as {{\"start\":0,\"end\":5,\"label\":\"PER\"}}"));
+        return Err(format!(
+            "\"{key}\" holds {value}, expected spans such as {{\"start\":0,\"end\":5,\"label\":\"PER\"}}"
+        ));
     };
     let chars = text.chars().count();
     if start >= end || end > chars {
-        return Err(format!("\"{key}\" has the span {start} to {end}, but the text has {chars} characters; fix the row"));
+        return Err(format!(
+            "\"{key}\" has the span {start} to {end}, but the text has {chars} characters; fix the row"
+        ));
     }
     Ok((start, end, label.to_owned()))
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use super::rows::{TagRow, TagRows, windows};
 use super::Sentence;
+use super::rows::{TagRow, TagRows, windows};
 use crate::data::reader::Skipped;
 use crate::data::reader::sentences::{SentenceOptions, SentenceReader};
 use crate::data::settings::Files;
@@ -114,7 +114,8 @@ fn prepared(
     if form == TagForm::default() {
         return Ok(renamed);
     }
-    let parse = |(i, tag)| Tag::parse(tag).map_err(|message| (i, format!("{message}; fix it or remove data.tag_scheme")));
+    let parse =
+        |(i, tag)| Tag::parse(tag).map_err(|message| (i, format!("{message}; fix it or remove data.tag_scheme")));
     let parsed = renamed.iter().map(String::as_str).enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
     let reading = match form.scheme {
         None => Reading::Lenient,
@@ -147,7 +148,14 @@ impl Loaded {
     ///
     /// # Errors
     /// When a tag is not in `labels`.
-    pub fn rows(&self, labels: &LabelMap, tokenizer: &Tokenizer, max_length: usize, all: bool, files: &Files) -> Result<Dataset> {
+    pub fn rows(
+        &self,
+        labels: &LabelMap,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        all: bool,
+        files: &Files,
+    ) -> Result<Dataset> {
         let class = |(name, file, line): &(String, PathBuf, u64)| {
             labels.class(name).map_err(|message| Error::at_line(file, *line, message))
         };

@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-
 /// Words of one row.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TagRow {

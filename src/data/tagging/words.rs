@@ -49,7 +49,8 @@ fn stands_alone(chars: &[(usize, char)], at: usize) -> bool {
     if is_wide(c) {
         return true;
     }
-    let letter = |i: Option<usize>| i.and_then(|i| chars.get(i)).is_some_and(|(_, c)| c.is_alphanumeric() && !is_wide(*c));
+    let letter =
+        |i: Option<usize>| i.and_then(|i| chars.get(i)).is_some_and(|(_, c)| c.is_alphanumeric() && !is_wide(*c));
     let between = || letter(at.checked_sub(1)) && letter(Some(at + 1));
     match c {
         '\'' | '’' | '-' | '.' | ',' | '_' | '&' | '@' | '/' | ':' => !between(),
@@ -81,7 +82,10 @@ mod tests {
 
     #[test]
     fn words_are_apart_and_known_by_characters() {
-        assert_eq!(split("Dr. Who's at 3.5%, (see x-ray)!"), ["Dr", ".", "Who's", "at", "3.5", "%", ",", "(", "see", "x-ray", ")", "!"]);
+        assert_eq!(
+            split("Dr. Who's at 3.5%, (see x-ray)!"),
+            ["Dr", ".", "Who's", "at", "3.5", "%", ",", "(", "see", "x-ray", ")", "!"]
+        );
         assert_eq!(split(" 高勇：男, né à Paris 🙂ok"), ["高", "勇", "：", "男", ",", "né", "à", "Paris", "🙂ok"]);
         assert_eq!(split("#tag @name a@b.c "), ["#tag", "@", "name", "a@b.c"]);
         assert!(split(" \t").is_empty());

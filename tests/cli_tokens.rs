@@ -1,0 +1,190 @@
+//! Tags of words, as users see it, on sentences of WNUT-17 (`examples/`).
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Workplace(TempDir);
+
+impl Workplace {
+    /// `c.toml` learns from `train` and evaluates on `eval`.
+    fn new(train: &str, eval: &str, more: &str) -> Self {
+        let this = Self(tempfile::tempdir().unwrap());
+        let toml = format!(
+            "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"tokens\"\n[data]\n\
+             train = \"{train}\"\neval = \"{eval}\"\nmax_length = 64\n{more}\n[train]\nepochs = 4\nbatch_size = 16\n\
+             learning_rate = 1e-3\nmetric_for_best_model = \"f1\"\n[output]\ndir = \"run\"\n"
+        );
+        fs::write(this.path("c.toml"), toml).unwrap();
+        this
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
+        let mut command = Command::cargo_bin("bertft").unwrap();
+        let output = command.current_dir(self.0.path()).args(args).write_stdin(input).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code().unwrap(), out, err)
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str], input: &str) -> Vec<Value> {
+        let (code, out, err) = self.run(args, input);
+        assert_eq!(code, 0, "{out}{err}");
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str], says: &[&str]) {
+        let (code, out, err) = self.run(args, "");
+        assert!(code == 2 && says.iter().all(|s| err.contains(s)), "{code}, no {says:?} in {out}{err}");
+    }
+}
+
+#[test]
+fn train_evaluate_and_predict() {
+    let data = format!("{ROOT}/examples/data/wnut17");
+    let (train, test) = (format!("{data}/train.conll"), format!("{data}/test.conll"));
+    let place = Workplace::new(&train, &test, "tag_scheme = \"iob2\"");
+    let events = place.json(&["train", "--config", "c.toml", "--json"], "");
+    let scores = &events.last().unwrap()["metrics"]["eval"];
+    let [f1, accuracy] = ["f1", "accuracy"].map(|name| scores[name].as_f64().unwrap());
+    // Nothing is an entity when nothing is learnt.
+    assert!(f1 > 0.1 && accuracy > 0.9, "{scores}");
+    let rows = events.iter().find(|e| e["event"] == "data" && e["split"] == "train").unwrap();
+    assert!(rows["rows"] == 700 && rows["labels"]["B-person"].as_u64().unwrap() > 50, "{rows}");
+
+    let config: Value = serde_json::from_slice(&fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
+    assert_eq!((&config["architectures"][0], config.get("problem_type")), (&json!("BertForTokenClassification"), None));
+
+    // The same scores once more; strictly read they are others, and types have theirs.
+    let again = &place.json(&["eval", "--model", "run", "--data", &test, "--json"], "")[0];
+    assert!((again["metrics"]["f1"].as_f64().unwrap() - f1).abs() < 1e-9, "{again}");
+    assert!(again["per_class"]["person"]["support"].as_u64().unwrap() > 5 && again["samples"] == 150, "{again}");
+    let strict = &place.json(&["eval", "--model", "run", "--data", &test, "--json", "--strict-tags"], "")[0];
+    assert!(strict["metrics"]["f1"].is_f64(), "{strict}");
+    let (code, table, _) = place.run(&["eval", "--model", "run", "--data", &test, "--fail-under", "f1=0.99"], "");
+    assert!(code == 3 && table.contains("person") && table.contains("weighted_f1"), "{table}");
+
+    // A text, and words; offsets count characters.
+    let text = "🙂 Obama's in New York, again";
+    let answer = &place.json(&["predict", "--model", "run"], &format!("{text}\n"))[0];
+    assert_eq!(answer["words"], json!(["🙂", "Obama's", "in", "New", "York", ",", "again"]));
+    assert_eq!(answer["tags"].as_array().unwrap().len(), 7);
+    let chars: Vec<char> = text.chars().collect();
+    for entity in answer["entities"].as_array().unwrap() {
+        let at = |key: &str| entity[key].as_u64().unwrap() as usize;
+        assert_eq!(entity["text"], json!(chars[at("start")..at("end")].iter().collect::<String>()), "{entity}");
+    }
+    let given = json!({"id": "a", "words": ["Obama", "is", "here"]}).to_string();
+    let answer = &place.json(&["predict", "--model", "run"], &given)[0];
+    assert_eq!((&answer["id"], answer["words"].as_array().unwrap().len()), (&json!("a"), 3));
+    // Empty lines are sentences too: line N is row N.
+    let rows = place.json(&["predict", "--model", "run"], "a\n\nb\n");
+    assert_eq!(rows.iter().map(|r| r["tags"].as_array().unwrap().len()).collect::<Vec<_>>(), [1, 0, 1]);
+    // The predicted tags of a file are as many as its words.
+    let rows = place.json(&["predict", "--model", "run", &test], "");
+    assert_eq!(rows.len(), 150);
+    assert!(rows.iter().all(|r| r["words"].as_array().unwrap().len() == r["tags"].as_array().unwrap().len()));
+}
+
+/// The same sentences as columns, as lists and as spans of a text; long ones are cut into windows that predict every word.
+#[test]
+fn sentences_are_written_in_three_ways() {
+    let place = Workplace::new("a.conll", "a.conll", "");
+    let (mut conll, mut lists, mut spans) = ("-DOCSTART- O\n \n".to_owned(), String::new(), String::new());
+    let sentence = |i: usize| {
+        let mut words = vec![("Ada", "B-PER"), ("Lovelace", "I-PER"), ("met", "O"), ("Charles", "B-PER")];
+        if i.is_multiple_of(2) {
+            words.extend([("in", "O"), ("London", "B-LOC")]);
+        }
+        words.repeat(if i == 3 { 30 } else { 1 })
+    };
+    for i in 0..12 {
+        let words = sentence(i);
+        for (word, tag) in &words {
+            conll += &format!("{word} x {tag}\n");
+        }
+        conll += if i.is_multiple_of(2) { "\n" } else { "\t\n" };
+        let (texts, tags): (Vec<_>, Vec<_>) = words.iter().copied().unzip();
+        lists += &format!("{}\n", json!({"words": texts, "tags": tags}));
+        let (mut at, mut found) = (0, vec![]);
+        for (word, tag) in &words {
+            match tag.split_once('-') {
+                Some(("B", kind)) => found.push(json!({"start": at, "end": at + word.len(), "label": kind})),
+                Some(_) => found.last_mut().unwrap()["end"] = json!(at + word.len()),
+                None => {}
+            }
+            at += word.len() + 1;
+        }
+        spans += &format!("{}\n", json!({"text": texts.join(" "), "spans": found}));
+    }
+    let mut results = vec![];
+    for (name, text) in [("a.conll", &conll), ("a.jsonl", &lists), ("b.jsonl", &spans)] {
+        fs::write(place.path(name), text).unwrap();
+        let set = [format!("data.train={name}"), format!("data.eval={name}"), format!("output.dir={name}-run")];
+        let sets: Vec<&str> = set.iter().flat_map(|s| ["--set", s.as_str()]).collect();
+        let more = ["--set", "data.max_length=16", "--set", "train.epochs=1"];
+        let events = place.json(&[&["train", "--config", "c.toml", "--json"], &sets[..], &more].concat(), "");
+        let data = events.iter().find(|e| e["event"] == "data").unwrap();
+        // The long sentence is several rows, none over the length, and no word is lost or counted twice.
+        let labels: u64 = data["labels"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+        assert_eq!(labels, (0..12).map(|i| sentence(i).len() as u64).sum::<u64>(), "{data}");
+        assert!(data["rows"].as_u64().unwrap() > 20 && data["longest"] == 16 && data["truncated"] == 0, "{data}");
+        results.push(events.last().unwrap()["metrics"]["eval"].clone());
+        let predicted = place.json(&["predict", "--model", &format!("{name}-run"), name], "");
+        assert_eq!(predicted[3]["tags"].as_array().unwrap().len(), 120);
+    }
+    assert!(results[0] == results[1] && results[1] == results[2], "{results:?}");
+
+    // Other schemes are other labels for the same entities.
+    let more = ["--set", "data.tag_scheme=iob2", "--set", "data.convert_tags=iobes", "--output", "iobes"];
+    let events = place.json(&[&["train", "--config", "c.toml", "--json"], &more[..]].concat(), "");
+    let labels = events.iter().find(|e| e["event"] == "data").unwrap()["labels"].clone();
+    assert!(labels["S-LOC"].as_u64() == Some(6) && labels["E-PER"].is_u64() && labels["I-PER"].is_null(), "{labels}");
+    let again = &place.json(&["eval", "--model", "iobes", "--data", "a.conll", "--json"], "")[0];
+    assert_eq!(again["metrics"]["f1"], events.last().unwrap()["metrics"]["eval"]["f1"]);
+}
+
+#[test]
+fn mistakes_are_told() {
+    let place = Workplace::new("a.conll", "a.conll", "tag_scheme = \"iob2\"");
+    let train = |set: &[&'static str]| {
+        let mut args = vec!["train", "--config", "c.toml", "--output", "x", "--dry-run"];
+        set.iter().for_each(|s| args.extend(["--set", s]));
+        args
+    };
+    fs::write(place.path("a.conll"), "Ada B-PER\nmet O\n\nin O\nLondon I-LOC\n\nParis B-LOC\n").unwrap();
+    place.refused(&train(&[]), &["a.conll:5", "tag \"I-LOC\" of \"London\"", "data.tag_scheme = \"iob2\""]);
+    let (code, _, err) = place.run(&train(&["data.on_bad_row=skip"]), "");
+    assert!(code == 0 && err.contains("skipped") && err.contains("a.conll:5"), "{code} {err}");
+    fs::write(place.path("b.conll"), "Ada B-PER\nmet\n\nParis O\n").unwrap();
+    place.refused(&train(&["data.train=b.conll"]), &["b.conll:2", "the word \"met\" and no tag"]);
+    fs::write(place.path("c.conll"), "\n\n").unwrap();
+    place.refused(&train(&["data.train=c.conll"]), &["c.conll", "no sentences"]);
+    fs::write(place.path("d.jsonl"), "{\"words\":[\"a\",\"b\"],\"tags\":[\"O\"]}\n").unwrap();
+    place.refused(&train(&["data.train=d.jsonl"]), &["d.jsonl:1", "2 words and 1 tags"]);
+    fs::write(place.path("e.jsonl"), "{\"text\":\"ab\",\"spans\":[{\"start\":0,\"end\":9,\"label\":\"X\"}]}\n")
+        .unwrap();
+    place.refused(&train(&["data.train=e.jsonl"]), &["e.jsonl:1", "span 0 to 9, but the text has 2 characters"]);
+    fs::write(place.path("f.csv"), "text,label\na,b\n").unwrap();
+    place.refused(&train(&["data.train=f.csv"]), &["data.format", "f.csv is csv", "conll"]);
+    for (set, says) in [
+        ("train.r_drop=1", "train.r_drop is set, but tokens has no"),
+        ("eval.slice_by=x", "eval.slice_by"),
+        ("data.text_pair=x", "single sentences"),
+        ("data.label=tag", "0-based index"),
+        ("data.labels=[\"O\",\"B-PER\"]", "is not one of [O, B-PER]"),
+    ] {
+        place.refused(&train(&[set, "data.on_bad_row=skip"]), &[says]);
+    }
+    place.refused(&train(&["task.kind=classification"]), &["data.tag_scheme"]);
+    place.refused(&["check", "--config", "c.toml", "--set", "data.on_bad_row=skip"], &["\"tokens\"", "check"]);
+}
