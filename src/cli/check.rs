@@ -9,6 +9,7 @@ use crate::check::findings::Options;
 use crate::check::scan::Split;
 use crate::check::{Finding, Measures, Name, Scan, excerpts, find};
 use crate::config::RunConfig;
+use crate::data::config::TaskKind;
 use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Model, Pretrained, Task};
@@ -93,6 +94,9 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let gates = gates(&args.fail_on)?;
     let near = near(&args.near)?;
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
+    if config.task.kind == TaskKind::Tokens {
+        return Err(Error::input("task.kind is \"tokens\", which `check` does not look at in this version"));
+    }
     let pretrained = pretrained(&config.model, globals, ui)?;
     check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
     let tokenizer = Tokenizer::load(pretrained.dir())?;

@@ -15,7 +15,7 @@ use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
-use crate::metrics::tags::Scheme;
+use super::tagging::scheme::Scheme;
 
 /// What the model learns to say about a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]

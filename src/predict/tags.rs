@@ -1,12 +1,12 @@
 //! Tags and entities of sentences, in input order.
 
 use crate::data::sampler::length_sorted;
+use crate::data::tagging::scheme::{Reading, Span, Tag, spans};
 use crate::data::tagging::{Sentence, unlabelled};
 use crate::data::{Targets, Tokenizer};
 use crate::error::{Error, Result};
 use crate::heads::sequence::probabilities;
 use crate::metrics::classification::argmax;
-use crate::metrics::tags::{Reading, Span, Tag, spans};
 use crate::model::Model;
 use serde::Serialize;
 

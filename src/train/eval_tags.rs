@@ -3,11 +3,12 @@
 use super::eval::Evaluation;
 use super::log::{Phase, Progress, Reporter};
 use crate::data::sampler::length_sorted;
+use crate::data::tagging::scheme::{Prefix, Reading, Scheme, Span, Tag, spans};
 use crate::data::{Dataset, TagRows, Targets};
 use crate::error::{Error, Result};
 use crate::heads::sequence::row_losses;
 use crate::metrics::classification::{ClassificationReport, argmax};
-use crate::metrics::tags::{EntityCounts, Prefix, Reading, Scheme, Tag};
+use crate::metrics::tags::EntityCounts;
 use crate::model::Model;
 use std::time::Instant;
 
@@ -84,7 +85,7 @@ impl<'a> Words<'a> {
     fn report(&self, names: &[String], strict: bool) -> (ClassificationReport, Vec<String>) {
         let tags = tags_of(names);
         let reading = if strict { Reading::Strict(Scheme::of(names)) } else { Reading::Lenient };
-        let mut counts = EntityCounts::new(reading);
+        let mut counts = EntityCounts::default();
         for rows in self.rows.sentences() {
             let truth = self.rows.truth(self.view(rows[0]).sentence);
             let mut predicted = vec![Tag::OUTSIDE; truth.len()];
@@ -94,6 +95,10 @@ impl<'a> Words<'a> {
                 }
             }
             let truth: Vec<Tag> = truth.iter().map(|&label| tags[label as usize]).collect();
+            let right = truth.iter().zip(&predicted).filter(|(t, p)| t == p).count();
+            counts.add_words(right as u64, truth.len() as u64);
+            let [truth, predicted] =
+                [truth, predicted].map(|tags| spans(&tags, reading).iter().map(Span::parts).collect::<Vec<_>>());
             counts.add(&truth, &predicted);
         }
         let (metrics, kinds) = counts.report();

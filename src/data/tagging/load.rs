@@ -8,12 +8,12 @@ use rayon::prelude::*;
 
 use super::Sentence;
 use super::rows::{TagRow, TagRows, windows};
+use super::scheme::{Reading, Scheme, Tag, first_wrong, spans, tags};
 use crate::data::reader::Skipped;
 use crate::data::reader::sentences::{SentenceOptions, SentenceReader};
 use crate::data::settings::Files;
 use crate::data::{Dataset, LabelMap, Targets, Tokenizer, Tokens};
 use crate::error::{Error, Result};
-use crate::metrics::tags::{Reading, Scheme, Tag, first_wrong, spans, tags};
 
 /// Sentences that are held as text at a time.
 const CHUNK: usize = 1024;

@@ -6,6 +6,7 @@
 
 mod load;
 mod rows;
+pub mod scheme;
 pub mod words;
 
 pub use load::{Loaded, TagForm, load, unlabelled};
