@@ -171,7 +171,7 @@ fn mistakes_are_told() {
         ("train.label_smoothing_factor=0.1", "multilabel has no labels to smooth"),
         ("train.focal_gamma=2", "multilabel has no focal loss"),
         ("train.r_drop=1", "multilabel has no"),
-        ("task.kind=classification", "one threshold at most"),
+        ("task.kind=classification", "weights the labels of multilabel"),
         ("train.metric_for_best_model=accuracy", "expected a metric of multilabel"),
     ] {
         let more = if set.contains("kind") { "eval.threshold_per_label=true" } else { "train.seed=1" };

@@ -141,7 +141,12 @@ fn names_are_those_of_the_loader() {
             // A name may need another key beside it, which the message says.
             let result = place.load(&key, name);
             let known = result.as_ref().map_or_else(
-                |e| e.contains("; add ") || e.contains("feature") || e.contains("set it to one"),
+                |e| {
+                    e.contains("; add ")
+                        || e.contains("feature")
+                        || e.contains("set it to one")
+                        || e.contains("; remove the key")
+                },
                 |_| true,
             );
             assert!(known, "{key} = {name}: {result:?}");
