@@ -21,7 +21,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 11] = [
     "classification",
     "pairs",
     "regression",
@@ -32,6 +32,7 @@ const CASES: [&str; 10] = [
     "mpnet",
     "modernbert",
     "modernbert_mean",
+    "modernbert_one",
 ];
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use super::Task;
 use super::weights::{Stored, WeightFiles};
 use crate::data::config::TaskKind;
 use crate::encoders::names::{candidates, is_buffer};
-use crate::encoders::{EncoderConfig, FAMILIES};
+use crate::encoders::{EncoderConfig, FAMILIES, Initializer};
 use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Spec};
 use crate::rng::normal;
@@ -179,7 +179,7 @@ impl Pretrained {
             let to = &mut arena[spec.range()];
             match source {
                 Some(tensor) => copy(&tensor, to)?,
-                None => initialise(to, spec, seed, self.config.initializer_range),
+                None => initialise(to, spec, seed, &self.config.initializer),
             }
         }
         report.unused = names.iter().filter(|n| !used.contains(**n) && !is_buffer(n)).map(|n| n.to_string()).collect();
@@ -260,9 +260,11 @@ fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -
     to.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).enumerate().find_map_first(chunk)
 }
 
-pub(super) fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
+pub(super) fn initialise(to: &mut [f32], spec: &Spec, seed: u64, how: &Initializer) {
     match spec.init {
-        Init::Normal => to.copy_from_slice(&normal(seed, &spec.name, to.len(), std)),
+        Init::Normal => {
+            to.copy_from_slice(&normal(seed, &spec.name, to.len(), how.std_of(&spec.name), how.cutoff));
+        }
         Init::Zeros | Init::Fixed | Init::Absent => to.fill(0.0),
         Init::Ones => to.fill(1.0),
     }

@@ -30,7 +30,7 @@ pub struct Spec {
 /// How a parameter begins when the checkpoint does not hold it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// N(0, initializer_range²)
+    /// Drawn around 0, as the family's `Initializer` says.
     Normal,
     Zeros,
     Ones,
@@ -329,6 +329,13 @@ impl Params {
         let moments: usize = if weight_decay > 0.0 { self.learners().map(|(s, _)| bytes(s)).sum() } else { grads };
         let average = if averages { self.weights.elem_count() } else { 0 };
         grads + 2 * moments + 4 * average
+    }
+
+    /// Bytes of what [`Self::perturb_rows`] keeps where a window touches so many rows of the sparse table.
+    pub fn moved_bytes(&self, rows: usize) -> usize {
+        let Some(table) = &self.sparse else { return 0 };
+        let all = table.ever.len();
+        4 * table.width * if table.all && rows > 0 { all } else { rows.min(all) }
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.
