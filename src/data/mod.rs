@@ -17,6 +17,7 @@ pub mod settings;
 pub mod slices;
 pub mod tokenize;
 pub mod tokens;
+mod unigram;
 mod vocabulary;
 mod words;
 

@@ -178,7 +178,7 @@ impl EncoderConfig {
 
     /// Whether any dropout is live in training.
     pub fn has_dropout(&self) -> bool {
-        let alone = [self.embedding_dropout, self.layer.attention_dropout];
+        let alone = [self.embedding_dropout, self.layer.attention_dropout, self.layer.form.inner_dropout];
         alone.iter().chain(&self.layer.hidden_dropout).chain(&self.pooling.dropout).any(|p| *p > 0.0)
     }
 

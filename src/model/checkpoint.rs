@@ -58,6 +58,13 @@ impl Pretrained {
         if !dir.is_dir() {
             return Err(Error::in_file(dir, "is not a directory; expected a Hugging Face model directory"));
         }
+        if !dir.join("config.json").is_file() {
+            let message = match dir.join("run.json").is_file() {
+                true => "is a run that has saved no model yet; let it train up to its first evaluation",
+                false => "has no config.json; expected a Hugging Face model directory, or the directory of a run",
+            };
+            return Err(Error::in_file(dir, message));
+        }
         let json = read_json(&dir.join("config.json"))?;
         let config = EncoderConfig::from_json(&json, &dir.join("config.json"))?;
         let weights = WeightFiles::open(dir)?;
@@ -127,7 +134,10 @@ impl Pretrained {
         let labels = labels.unwrap_or_else(|| (0..outputs).map(|i| format!("LABEL_{i}")).collect());
         if labels.len() != outputs {
             return Err(
-                self.wrong(format!("id2label has {} labels and {classifier}.weight {outputs} rows", labels.len()))
+                self.wrong(format!(
+                    "id2label has {} labels, but {classifier}.weight is for {outputs}; write the names of all {outputs} there",
+                    labels.len()
+                ))
             );
         }
         match self.json.get("problem_type").and_then(|v| v.as_str()) {
@@ -222,7 +232,10 @@ fn check_shape(tensor: &Stored<'_>, spec: &Spec) -> Result<()> {
     if tensor.shape == spec.shape {
         return Ok(());
     }
-    let message = format!("tensor {} has shape {:?}, config.json says {:?}", tensor.name, tensor.shape, spec.shape);
+    let message = format!(
+        "tensor {} has shape {:?}, config.json says {:?}; the two are of different models, so take both from one",
+        tensor.name, tensor.shape, spec.shape
+    );
     Err(Error::in_file(tensor.file, message))
 }
 

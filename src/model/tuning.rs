@@ -109,7 +109,7 @@ impl Model {
             Learning { rate, since }
         });
         let learning = learning.collect();
-        self.params.learn(learning);
+        self.params.learn(learning)?;
         if self.params.trained().next().is_none() {
             return Err(Error::input("train.freeze: nothing is left to train"));
         }

@@ -209,7 +209,7 @@ impl Params {
         let specs = layout.specs;
         let mut params =
             Self { specs, learning, frozen, by_name, weights, training: None, sparse, dtype: space.dtype, copies };
-        params.learn(vec![Learning::PLAIN; params.specs.len()]);
+        params.learn(vec![Learning::PLAIN; params.specs.len()])?;
         Ok(params)
     }
 
@@ -265,10 +265,14 @@ impl Params {
     }
 
     /// Says how each parameter learns, in arena order; the next step is the first.
-    pub fn learn(&mut self, learning: Vec<Learning>) {
+    pub fn learn(&mut self, learning: Vec<Learning>) -> Result<()> {
+        if learning.len() != self.specs.len() {
+            bail!("how {} parameters learn, for a model of {}", learning.len(), self.specs.len());
+        }
         let of = |(spec, how): (&Spec, Learning)| if spec.is_fixed() { Learning::NEVER } else { how };
         self.learning = self.specs.iter().zip(learning).map(of).collect();
         self.begin_step(0);
+        Ok(())
     }
 
     /// To be called before the passes of a step, from 0: what does not learn in it gets no update and takes no part in the
