@@ -8,7 +8,7 @@ mod source;
 use crate::data::config::{DataConfig, Invalid, TaskKind};
 use crate::data::settings::{STANDARD_INPUT, matching};
 use crate::error::{Error, Result};
-use crate::hub::ModelId;
+use crate::hub::{ModelId, means_directory};
 use crate::model::model_dir;
 use crate::train::config::TrainConfig;
 use crate::train::eval_config::EvalConfig;
@@ -154,8 +154,7 @@ impl RunConfig {
 
     fn resolve_model(&mut self, base: &Path, here: &Path) -> Result<(), Invalid> {
         let path = self.model.path.as_str();
-        let says_directory = path.starts_with(['/', '.']) || Path::new(path).is_absolute();
-        if !says_directory && !base.join(path).is_dir() {
+        if !means_directory(path, base) {
             ModelId::new(path, None).map_err(|what| {
                 let message = format!("is \"{path}\": there is no directory {}, and {what}", base.join(path).display());
                 Invalid::new("model.path", message)

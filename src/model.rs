@@ -51,6 +51,8 @@ pub struct TrainingPlan {
     pub rows: usize,
     /// Words of the training data, each once, ascending.
     pub words: Vec<u32>,
+    /// How many of them an adversarial pass moves at most, keeping what they were.
+    pub moved_words: usize,
     /// The unit in which the system hands out memory.
     pub page_bytes: usize,
     pub weight_decay: f64,
@@ -113,9 +115,11 @@ impl Model {
         let dtype = self.params.space().dtype;
         // Evaluation shares its buffers with the first layer's.
         let evaluation = self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), dtype);
+        let moved = self.params.moved_bytes(plan.moved_words);
         self.params.training_bytes(&plan.words, plan.page_bytes, plan.weight_decay)
             + self.encoder.training_bytes(plan.tokens, plan.rows, self.read(), dtype, plan.recompute)
             + evaluation
+            + moved
     }
 
     /// What the head reads of the encoder.

@@ -36,16 +36,24 @@ impl PassKey {
     }
 }
 
-/// `n` draws from N(0, std²) for the parameter of that name (Box-Muller): the same whatever else is initialised.
-pub fn normal(seed: u64, name: &str, n: usize, std: f64) -> Vec<f32> {
+/// `n` draws from N(0, std²) for the parameter of that name (Box-Muller): the same whatever else is initialised. Those beyond
+/// `cutoff` standard deviations, above 0, are drawn again.
+pub fn normal(seed: u64, name: &str, n: usize, std: f64, cutoff: f64) -> Vec<f32> {
     let key = name.bytes().fold(splitmix(seed), |k, b| splitmix(k ^ b as u64));
-    let uniform = |i: u64| (splitmix(key ^ splitmix(i)) >> 11) as f64 / (1u64 << 53) as f64;
-    (0..n as u64)
-        .map(|i| {
-            let radius = (-2.0 * (1.0 - uniform(2 * i)).ln()).sqrt();
-            (radius * (std::f64::consts::TAU * uniform(2 * i + 1)).cos() * std) as f32
-        })
-        .collect()
+    let uniform = |key: u64, i: u64| (splitmix(key ^ splitmix(i)) >> 11) as f64 / (1u64 << 53) as f64;
+    let draw = |key: u64, i: u64| {
+        let radius = (-2.0 * (1.0 - uniform(key, 2 * i)).ln()).sqrt();
+        radius * (std::f64::consts::TAU * uniform(key, 2 * i + 1)).cos()
+    };
+    let within = |i: u64| {
+        let (mut key, mut z) = (key, draw(key, i));
+        while z.abs() > cutoff {
+            key = splitmix(key);
+            z = draw(key, i);
+        }
+        (z * std) as f32
+    };
+    (0..n as u64).map(within).collect()
 }
 
 #[cfg(test)]
@@ -54,13 +62,19 @@ mod tests {
 
     #[test]
     fn normal_has_its_moments_and_depends_on_seed_and_name() {
-        let n = 100_000;
-        let x = normal(1, "w", n, 0.02);
-        let mean = x.iter().map(|&v| v as f64).sum::<f64>() / n as f64;
-        let var = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n as f64;
-        assert!(mean.abs() < 5.0 * 0.02 / (n as f64).sqrt() && (var.sqrt() / 0.02 - 1.0).abs() < 0.01);
-        assert_ne!(x[..4], normal(2, "w", 4, 0.02)[..]);
-        assert_ne!(x[..4], normal(1, "v", 4, 0.02)[..]);
-        assert_eq!(x[..4], normal(1, "w", 4, 0.02)[..]);
+        let (n, none) = (100_000, f64::INFINITY);
+        // Cut off at two standard deviations the deviation is 0.8796 times as large.
+        for (cutoff, share) in [(none, 1.0), (2.0, 0.8796)] {
+            let x = normal(1, "w", n, 0.02, cutoff);
+            let mean = x.iter().map(|&v| v as f64).sum::<f64>() / n as f64;
+            let var = x.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n as f64;
+            assert!(mean.abs() < 5.0 * 0.02 / (n as f64).sqrt() && (var.sqrt() / 0.02 / share - 1.0).abs() < 0.01);
+            let most = x.iter().fold(0.0, |most: f64, &v| most.max(f64::from(v.abs())));
+            assert!(if cutoff == none { most > 0.07 } else { (0.0399..=0.040_001).contains(&most) }, "{most}");
+        }
+        let first = |seed: u64, name: &str| normal(seed, name, 4, 0.02, none);
+        assert_ne!(first(1, "w"), first(2, "w"));
+        assert_ne!(first(1, "w"), first(1, "v"));
+        assert_eq!(first(1, "w"), first(1, "w"));
     }
 }

@@ -197,7 +197,7 @@ fn predict_keeps_order_and_ids() {
     let ran = w.run_with_input(&["predict", "--model", "run", "-"], "{\"text\": \"boring\"}\n{\"text\": 3}\n{broken\n");
     assert_eq!(ran.code, 2);
     assert!(ran.err.contains("standard input:"), "{}", ran.err);
-    w.run(&["predict", "--model", "nowhere"]).refused(&["nowhere", "not a directory"]);
+    w.run(&["predict", "--model", "./nowhere"]).refused(&["nowhere", "not a directory"]);
     w.run(&["predict", "--model", MODEL]).refused(&["no classifier"]);
 }
 

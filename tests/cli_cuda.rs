@@ -124,7 +124,7 @@ fn a_usable_gpu_gets_the_command() {
         let (code, out, err) = machine.run(device, &words);
         assert_eq!((code, out, err), (7, format!("on CUDA: {args}\n"), String::new()), "{device}");
     }
-    let (code, out, _) = machine.run("cpu", &["predict", "--model", "nowhere", "x.txt"]);
+    let (code, out, _) = machine.run("cpu", &["predict", "--model", "./nowhere", "x.txt"]);
     assert!(code == 2 && out.is_empty());
     let (code, out, err) = machine.run("cuda:2", &["predict", "--model", "m"]);
     assert!(code == 2 && out.is_empty() && err.contains("this machine has 2 GPUs (cuda:0 to cuda:1)"), "{err}");

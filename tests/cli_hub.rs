@@ -89,3 +89,74 @@ fn a_wrong_revision_names_the_key() {
     assert_eq!(code, 0);
     assert!(stderr.contains("no models of the hub in"), "{stderr}");
 }
+
+#[test]
+fn eval_predict_and_config_init_take_an_id() {
+    let place = Place::new();
+    let write = |name: &str, text: &str| std::fs::write(place.dir.path().join(name), text).unwrap();
+    write("rows.txt", "The film was good.\n\ngreat!\n");
+    write("rows.csv", "text,label\nThe film was good.,cold\ngreat!,good\n");
+    for args in [
+        &["predict", "--model", "org/tiny", "rows.txt", "--offline"][..],
+        &["eval", "--model", "org/tiny", "--data", "rows.csv", "--offline"],
+        &["config", "init", "--data", "train.csv", "--model", "org/tiny", "--offline"],
+    ] {
+        let (code, stdout, stderr) = place.run(args);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
+        assert!(stderr.contains("--model: the model org/tiny at revision main is not wholly in"), "{stderr}");
+        assert!(stderr.contains("there is no directory org/tiny either"), "a slip in a directory's name: {stderr}");
+    }
+    assert_eq!(place.hub.take(), [""; 0]);
+
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/classification/model");
+    let (code, expected, stderr) = place.run(&["predict", "--model", model.to_str().unwrap(), "rows.txt"]);
+    assert_eq!((code, expected.lines().count()), (0, 3), "{stderr}");
+    let (code, found, stderr) = place.run(&["predict", "--model", "org/tiny", "--revision", "v2", "rows.txt"]);
+    assert_eq!((code, &found), (0, &expected), "{stderr}");
+    assert_eq!(place.hub.take()[0], "GET /api/models/org/tiny/revision/v2");
+    // Now without a network, by the commit and by the tag.
+    for revision in [COMMIT, "v2"] {
+        let args = ["predict", "--model", "org/tiny", "--revision", revision, "rows.txt", "--offline"];
+        assert_eq!(place.run(&args), (0, expected.clone(), String::new()));
+    }
+    let (code, stdout, _) =
+        place.run(&["eval", "--model", "org/tiny", "--revision", "v2", "--data", "rows.csv", "--offline", "--json"]);
+    assert_eq!((code, serde_json::from_str::<Value>(&stdout).unwrap()["samples"].as_u64()), (0, Some(2)), "{stdout}");
+    assert_eq!(place.hub.take(), [""; 0]);
+
+    // Models of ours bring how they read files.
+    let extra = r#"{"version": "0", "task": "classification", "text": "review", "label": "label", "header": true, "max_length": 16}"#;
+    place.hub.edit(|s| {
+        s.commit = COMMIT.replace('0', "e");
+        s.files.insert("bertft.json".into(), (extra.into(), false));
+    });
+    write("reviews.csv", "review\nThe film was good.\n\"\"\ngreat!\n");
+    let (code, found, stderr) = place.run(&["predict", "--model", "org/tiny", "reviews.csv"]);
+    assert_eq!((code, found), (0, expected), "{stderr}");
+
+    let init = ["config", "init", "--data", "train.csv", "--model", "org/tiny"];
+    let (code, written, stderr) = place.run(&[&init[..], &["--output", "init.toml", "--revision", "v2"]].concat());
+    assert_eq!((code, written.as_str()), (0, ""), "{stderr}");
+    let written = std::fs::read_to_string(place.dir.path().join("init.toml")).unwrap();
+    assert!(written.contains("[model]\npath = \"org/tiny\"") && written.contains("\nrevision = \"v2\"\n"), "{written}");
+    let (code, _, stderr) = place.run(&["config", "validate", "--config", "init.toml", "--offline"]);
+    assert_eq!(code, 0, "{stderr}");
+
+    place.hub.hook(|_| Some(mock::Answer::new(401).with("X-Error-Code", "RepoNotFound")));
+    let (code, _, stderr) = place.run(&["eval", "--model", "org/tyni", "--data", "rows.csv"]);
+    assert!(code == 2 && stderr.contains("--model: ") && stderr.contains("has no model org/tyni"), "{stderr}");
+    for (args, says) in [
+        (["--model", "../x", "--revision", "v2"], "--revision is set, but --model is a directory"),
+        (["--model", "org/tiny", "--revision", "../v2"], "--revision: \"../v2\" is no revision"),
+        (["--model", "a/b/c", "--revision", "v2"], "--model: there is no directory a/b/c, and \"a/b/c\" is neither"),
+    ] {
+        let (code, _, stderr) = place.run(&[&["predict"][..], &args].concat());
+        assert!(code == 2 && stderr.contains(says), "{stderr}");
+    }
+    // A directory goes first.
+    std::fs::create_dir_all(place.dir.path().join("org/tiny")).unwrap();
+    place.hub.take();
+    let (code, _, stderr) = place.run(&["predict", "--model", "org/tiny", "rows.txt"]);
+    assert!(code == 2 && stderr.contains("org/tiny: has no config.json"), "{stderr}");
+    assert_eq!(place.hub.take(), [""; 0]);
+}

@@ -1,8 +1,13 @@
 //! bf16, recomputed activations, frozen modules and the memory estimate as users see them.
 
 use assert_cmd::Command;
+use bertft::encoders::{Encoder, EncoderConfig};
+use bertft::nn::params::{Init, Layout, Spec};
 use bertft::ops::gemm::bf16_engine;
-use serde_json::Value;
+use bertft::rng::normal;
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
@@ -106,11 +111,37 @@ fn recomputed_activations_change_memory_and_nothing_else() {
     assert!(estimate(&recomputed) < estimate(&kept));
 }
 
+/// `modern` in the workplace: random weights in the shape of ModernBERT, with the example's tokenizer.
+fn modern(dir: &TempDir) {
+    let model = dir.path().join("modern");
+    fs::create_dir(&model).unwrap();
+    let config = json!({"model_type": "modernbert", "vocab_size": 30522, "hidden_size": 128, "num_attention_heads": 4,
+        "num_hidden_layers": 8, "intermediate_size": 192, "max_position_embeddings": 512, "mlp_dropout": 0.1});
+    let parsed = EncoderConfig::from_json(&config, Path::new("config.json")).unwrap();
+    let mut layout = Layout::default();
+    Encoder::new(&mut layout, parsed);
+    let weights = |spec: &Spec| match spec.init {
+        Init::Normal => normal(1, &spec.name, spec.len(), 0.05, f64::INFINITY),
+        _ => vec![1.0; spec.len()],
+    };
+    let tensor = |spec: &Spec| Tensor::from_vec(weights(spec), spec.shape.as_slice(), &Device::Cpu).unwrap();
+    let tensors: HashMap<_, _> = layout.specs().iter().map(|spec| (spec.name.clone(), tensor(spec))).collect();
+    candle_core::safetensors::save(&tensors, model.join("model.safetensors")).unwrap();
+    fs::write(model.join("config.json"), config.to_string()).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(format!("{ROOT}/examples/models/bert-tiny-4l-128h/{file}"), model.join(file)).unwrap();
+    }
+}
+
 #[test]
 fn the_estimate_of_memory_is_within_15_percent() {
     let dir = workplace();
+    modern(&dir);
     for more in [
-        &["--set", "train.batch_size=64"][..],
+        &["--set", "train.batch_size=256", "--set", "model.path=modern"][..],
+        &["--set", "train.batch_size=64", "--set", "train.r_drop=1", "--set", "train.ema_decay=0.9"],
+        &["--set", "train.batch_size=64", "--set", "train.fgm_epsilon=1", "--set", "model.path=modern"],
+        &["--set", "train.batch_size=64"],
         &["--set", "train.batch_size=64", "--set", "train.precision=bf16"],
         &["--set", "train.batch_size=256", "--set", "train.gradient_checkpointing=true"],
         &["--set", "train.batch_size=4", "--set", "train.weight_decay=0.1"],

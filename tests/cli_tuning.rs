@@ -134,6 +134,24 @@ fn what_learns_is_told_and_costs_memory() {
 }
 
 #[test]
+fn a_run_too_short_to_thaw_all_is_warned_of() {
+    let w = Workplace::new();
+    let warned = |set: &[&str]| {
+        let ran = w.train("a", &[set, &["train.unfreeze_layers_per_epoch=1"]].concat(), &["--dry-run"]);
+        let all = events(&ran, "warning").into_iter().map(|e| e["message"].as_str().unwrap().to_owned());
+        all.filter(|m| m.contains("unfreeze")).collect::<Vec<_>>()
+    };
+    let says = warned(&[]).concat();
+    assert!(says.contains("the embeddings and layers 0 to 1; train for 6 epochs or more"), "{says}");
+    assert!(says.contains("set train.freeze_layers = 2"), "{says}");
+    assert_eq!(warned(&["train.freeze_layers=2"]), [""; 0]);
+    assert_eq!(warned(&["train.epochs=6"]), [""; 0]);
+    let (code, text) =
+        w.run(&["config", "validate", "--config", "c.toml", "--set", "train.unfreeze_layers_per_epoch=2", "--json"]);
+    assert!(code == 0 && text.contains("comes to the embeddings; train for 4 epochs"), "{text}");
+}
+
+#[test]
 fn an_earlier_run_is_a_model_to_begin_with() {
     let w = Workplace::new();
     w.train("first", &["train.max_steps=2", "train.learning_rate=1e-2"], &[]);

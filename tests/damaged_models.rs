@@ -121,7 +121,15 @@ fn no_weights() {
     let nowhere = folder.path().join("nowhere");
     assert_refused(load(&nowhere), nowhere.clone(), &["is not a directory"], "no directory");
     let error = load(tempfile::tempdir().unwrap().path()).unwrap_err();
-    assert!(error.exit_code() == 2 && error.to_string().contains(CONFIG), "{error}");
+    assert!(error.exit_code() == 2 && error.to_string().contains("has no config.json; expected"), "{error}");
+    let run = tempfile::tempdir().unwrap();
+    std::fs::write(run.path().join("run.json"), "{}").unwrap();
+    assert_refused(
+        load(run.path()),
+        run.path().into(),
+        &["a run that has saved no model yet"],
+        "a run without a model",
+    );
 }
 
 #[test]
@@ -217,7 +225,7 @@ fn tasks_that_are_not_in_the_directory() {
         (result, folder.path().join(CONFIG))
     };
     let (result, file) = task(&|c| c["id2label"] = json!({"0": "cold", "1": "dull"}));
-    assert_refused(result, file, &["id2label has 2 labels and classifier.weight 5 rows"], "two labels");
+    assert_refused(result, file, &["id2label has 2 labels, but classifier.weight is for 5; write"], "two labels");
     for (kind, says) in
         [("multi_label_classification", "with 5 outputs is not in this version"), ("regression", "with 5")]
     {

@@ -21,7 +21,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 14] = [
     "classification",
     "pairs",
     "regression",
@@ -35,6 +35,7 @@ const CASES: [&str; 13] = [
     "mpnet",
     "modernbert",
     "modernbert_mean",
+    "modernbert_one",
 ];
 
 #[derive(Deserialize)]

@@ -3,7 +3,8 @@
 mod report;
 
 use super::Globals;
-use super::prepare::{check_max_length, check_metric, pretrained};
+use super::model::pretrained;
+use super::prepare::{check_max_length, check_metric};
 use super::ui::Ui;
 use crate::check::findings::Options;
 use crate::check::scan::Split;
@@ -161,7 +162,9 @@ fn needs(
     let (mut model, mut report) = Model::load(pretrained, task, config.train.seed, space)?;
     let train = &scan.splits[0].data;
     let plan = Plan::new(&config.train, train);
-    start(&mut model, &config.train, &plan, &mut report)?;
+    if let Some(message) = start(&mut model, &config.train, &plan, &mut report)? {
+        ui.event(&Event::Warning { message });
+    }
     let scored: Vec<&Dataset> = scan.splits[1..].iter().map(|split| &split.data).collect();
     let estimate = estimate_memory(&model, train, &scored, &config.train);
     let memory = Memory { estimated_peak_rss_bytes: estimate.peak_rss_bytes, available_bytes: available_bytes() };

@@ -9,6 +9,7 @@ use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::nn::workspace::Space;
+use crate::train::log::{Event, Reporter};
 use crate::train::plan::Plan;
 use crate::train::step::tune;
 use candle_core::Device;
@@ -125,7 +126,8 @@ pub fn run(args: &ConfigArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         ConfigCommand::Init { task, output, look } => match (&look.data, task) {
             (Some(file), task) => {
                 let task = task.map(|t| (t.task, t.pair));
-                let text = init::config(look, file, task, |task| Template::of(task).text, output.as_deref())?;
+                let template = |task| Template::of(task).text;
+                let text = init::config(look, file, task, template, output.as_deref(), (globals, ui))?;
                 init(&text, output.as_deref(), "look it over", ui)
             }
             (None, Some(template)) => init(template.text, output.as_deref(), "fill in the paths", ui),
@@ -180,7 +182,10 @@ fn validate(args: &FileArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let prepared = Prepared::new(&config, globals, ui)?;
     let space = Space::f32(&Device::Cpu);
     let (mut model, mut report) = Model::load(&prepared.pretrained, prepared.task, config.train.seed, space)?;
-    tune(&mut model, &config.train, &Plan::new(&config.train, &prepared.train), &mut report)?;
+    let plan = Plan::new(&config.train, &prepared.train);
+    if let Some(message) = tune(&mut model, &config.train, &plan, &mut report)? {
+        ui.event(&Event::Warning { message });
+    }
     let file = args.config.display();
     if ui.is_json() {
         ui.out_json(&json!({"event": "valid", "file": file.to_string()}))

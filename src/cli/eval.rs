@@ -1,5 +1,6 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
+use super::model::ModelArgs;
 use super::prepare::{Loader, eval_set, family, label_targets, load_sentences};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
@@ -32,9 +33,8 @@ use std::path::PathBuf;
   A file without header, text in the second column and label in the first:
     bertft eval --model runs/cls --data test.tsv --no-header --text 1 --label 0 --json")]
 pub struct EvalArgs {
-    /// A run directory or a Hugging Face model directory
-    #[arg(long, short, value_name = "DIR")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// The labelled rows: one or several files, glob patterns, or - for standard input
     #[arg(long, short, value_name = "FILE", required = true, num_args = 1..)]
     pub data: Vec<PathBuf>,

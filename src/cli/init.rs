@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use toml::Value;
 
+use super::ui::Ui;
+use super::{Globals, model};
 use crate::data::config::{Column, TaskKind};
 use crate::data::guess::{Guess, Known, LINES, guess};
 use crate::data::reader::{Head, format_by_extension, head};
 use crate::data::shortened;
 use crate::error::{Error, Result};
-use crate::model::Pretrained;
 
 /// A file to write a config for.
 #[derive(Debug, Args)]
@@ -23,9 +24,12 @@ pub struct DataArgs {
     /// The file to evaluate on [default: a tenth of the rows]
     #[arg(long, value_name = "FILE", requires = "data")]
     eval: Option<PathBuf>,
-    /// Directory of the model [default: to fill in]
-    #[arg(long, value_name = "DIR", requires = "data")]
+    /// Directory of the model, or the id of one of the hub such as org/name [default: to fill in]
+    #[arg(long, value_name = "MODEL", requires = "data")]
     model: Option<PathBuf>,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "REVISION", requires = "model")]
+    revision: Option<String>,
     /// Column of the text: name or 0-based index; repeat it to join several [default: by names and lengths]
     #[arg(long, value_name = "COLUMN", requires = "data")]
     text: Vec<Column>,
@@ -45,6 +49,7 @@ pub fn config(
     task: Option<(TaskKind, bool)>,
     template: impl Fn(TaskKind) -> &'static str,
     output: Option<&Path>,
+    (globals, ui): (&Globals, &mut Ui),
 ) -> Result<String> {
     if let Some((TaskKind::Tokens, _)) = task {
         return Err(Error::input("--data looks at rows of text, and tokens learns from words with tags; leave it out"));
@@ -59,7 +64,8 @@ pub fn config(
     let head = head(file, LINES)?;
     let guess =
         guess(&head.text, head.whole, format_by_extension(file), &known).map_err(|m| Error::in_file(file, m))?;
-    let model = args.model.as_deref().map(Pretrained::open).transpose()?;
+    let opened = args.model.as_deref().map(|of| model::open(of, args.revision.as_deref(), globals, ui));
+    let model = opened.transpose()?;
     let positions = model.as_ref().map(|m| m.encoder_config().max_length());
     let mut toml = Writer::default();
     toml.line(format_args!("# {}: a config from the first {} rows of", guess.task, guess.rows));
@@ -69,8 +75,16 @@ pub fn config(
     toml.line("#   bertft train --config FILE");
     toml.line("# Paths of model and data are relative to this file, output.dir to the working directory.\n\n[model]");
     match &args.model {
+        Some(id) if model.as_ref().is_some_and(|m| m.hub().is_some()) => {
+            toml.key("path", path_value(id, None)?, "of the hub");
+            args.revision.as_deref().into_iter().for_each(|revision| toml.key("revision", revision.into(), ""));
+        }
         Some(dir) => toml.key("path", path_value(dir, output)?, ""),
-        None => toml.key("path", "path/to/model".into(), "fill in: a Hugging Face model directory"),
+        None => toml.key(
+            "path",
+            "path/to/model".into(),
+            "fill in: a Hugging Face model directory, or an id of the hub such as org/name",
+        ),
     }
     toml.line("\n[task]");
     let why = match (task, guess.task) {

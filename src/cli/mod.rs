@@ -8,6 +8,7 @@ mod handover;
 pub mod info;
 mod init;
 pub mod man;
+pub mod model;
 pub mod models;
 pub mod predict;
 pub mod prepare;

@@ -1,5 +1,6 @@
 //! `bertft predict`: a model and rows to one JSON object a row.
 
+use super::model::ModelArgs;
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs};
@@ -27,12 +28,13 @@ use std::sync::{Arc, Mutex, PoisonError};
     bertft predict --model runs/cls reviews.csv --output predictions.jsonl
   Classify one text:
     echo 'My card has not arrived' | bertft predict --model runs/cls
+  Classify with a model of the hub:
+    bertft predict --model org/name --revision v1.0 reviews.csv
   Pairs in JSONL with keys of their own:
     bertft predict --model runs/pairs --text question --text-pair answer pairs.jsonl")]
 pub struct PredictArgs {
-    /// A run directory or a Hugging Face model directory
-    #[arg(long, short, value_name = "DIR")]
-    pub model: PathBuf,
+    #[command(flatten)]
+    pub model: ModelArgs,
     /// The rows: one or several files or glob patterns; - or nothing is standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,

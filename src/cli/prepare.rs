@@ -1,8 +1,9 @@
 //! What a training run needs before its first step, checked as far as it can be: files, columns, labels, lengths, model.
 
 use super::Globals;
+use super::model::{interrupted, pretrained};
 use crate::check;
-use crate::config::{ModelConfig, RunConfig};
+use crate::config::RunConfig;
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
 use crate::data::config::{EvalSource, TaskKind};
 use crate::data::label_sets::all_names;
@@ -17,7 +18,6 @@ use crate::data::{
     Dataset, LabelMap, Labels, Loaded, Places, ReadOptions, Skipped, Targets, Tokenizer, load, split_fraction,
 };
 use crate::error::{Error, Result};
-use crate::hub;
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
@@ -217,28 +217,6 @@ impl Prepared {
     }
 }
 
-/// The model to start from, downloaded if it is one of the hub and not in the cache.
-pub fn pretrained(config: &ModelConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Pretrained> {
-    let Some(model) = &config.hub else { return Pretrained::open(Path::new(&config.path)) };
-    let settings = hub::Settings::from_env(globals.offline)?;
-    let mut report = |done, total| {
-        if total > 0 {
-            reporter.progress(Progress::counted(Phase::Download, done, total));
-        }
-        interrupted(reporter)
-    };
-    let found = hub::model(model, &settings, &mut hub::Watch::new(&mut report)).map_err(|e| match e {
-        Error::Input { message, file: None, line } => {
-            Error::Input { message: format!("model.path: {message}"), file: None, line }
-        }
-        e => e,
-    })?;
-    if let Some(message) = found.warning {
-        reporter.event(&Event::Warning { message });
-    }
-    Ok(Pretrained::open(&found.dir)?.of_hub(&model.id, &found.commit))
-}
-
 /// A key of `rename_labels` that no row has is most likely misspelt.
 fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
     for name in names {
@@ -422,10 +400,6 @@ fn report(reporter: &mut dyn Reporter, rows: u64, share: Option<f64>) {
         _ => rows + 1,
     };
     reporter.progress(Progress::counted(Phase::Tokenise, rows, total));
-}
-
-fn interrupted(reporter: &dyn Reporter) -> Result<()> {
-    if reporter.interrupted() { Err(Error::Interrupted { resumable: false }) } else { Ok(()) }
 }
 
 /// Loaded rows with what `targets` makes of their labels and with their groups, the ids checked against the model.

@@ -1,5 +1,6 @@
-//! What `eval` and `predict` share: a model directory opened for scoring, and how its inputs are read.
+//! What `eval` and `predict` share: a model opened for scoring, and how its inputs are read.
 
+use super::model::ModelArgs;
 use super::prepare::check_max_length;
 use super::ui::Ui;
 use super::{Globals, InputArgs};
@@ -12,7 +13,7 @@ use crate::data::tagging::TagForm;
 use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
 use crate::metrics::threshold::Threshold;
-use crate::model::{BertftJson, Model, Pretrained, model_dir};
+use crate::model::{BertftJson, Model, Pretrained};
 use crate::nn::workspace::Space;
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
@@ -37,11 +38,17 @@ pub struct Scoring {
 }
 
 impl Scoring {
-    /// Opens a run directory or any Hugging Face model directory with a classifier.
-    pub fn open(dir: &Path, input: &InputArgs, label: &[Column], globals: &Globals, ui: &mut Ui) -> Result<Self> {
-        let dir = model_dir(dir);
-        let pretrained = Pretrained::open(&dir)?;
-        let extra = BertftJson::read(&dir)?;
+    /// Opens a model with a classifier.
+    pub fn open(
+        model: &ModelArgs,
+        input: &InputArgs,
+        label: &[Column],
+        globals: &Globals,
+        ui: &mut Ui,
+    ) -> Result<Self> {
+        let pretrained = model.open(globals, ui)?;
+        let dir = pretrained.dir();
+        let extra = BertftJson::read(dir)?;
         let positions = pretrained.encoder_config().max_length();
         let max_length = match (input.max_length, &extra) {
             (Some(n), _) => n,
@@ -49,7 +56,7 @@ impl Scoring {
             (None, None) => positions.min(128),
         };
         check_max_length(&pretrained, max_length, "--max-length")?;
-        let tokenizer = Tokenizer::load(&dir)?;
+        let tokenizer = Tokenizer::load(dir)?;
         let device = globals.device()?;
         let (precision, note) = input.precision.unwrap_or(Precision::F32).on(&device);
         if let Some(message) = note {
@@ -59,7 +66,7 @@ impl Scoring {
         let (model, report) = Model::load(&pretrained, pretrained.task()?, 0, space)?;
         if !report.initialised.is_empty() {
             let message = format!("lacks {}; it is not a fine-tuned model", report.initialised.join(", "));
-            return Err(Error::in_file(&dir, message));
+            return Err(Error::in_file(dir, message));
         }
         let several = model.task().kind == TaskKind::Multilabel;
         if let Some(threshold) = extra.as_ref().and_then(|e| e.threshold.as_ref())

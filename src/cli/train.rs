@@ -85,7 +85,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let space = Space { dtype: precision.dtype(), device: &device };
     let (mut model, mut report) = Model::load(&prepared.pretrained, prepared.task.clone(), seed, space)?;
     let plan = Plan::new(&config.train, &prepared.train);
-    start(&mut model, &config.train, &plan, &mut report)?;
+    let too_short = start(&mut model, &config.train, &plan, &mut report)?;
     let total_steps = plan.total;
     let identity = identity(&config, precision, &prepared);
     let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).map(|set| &set.data).collect();
@@ -117,7 +117,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         estimated_peak_rss_bytes: memory.peak_rss_bytes,
         resumed_from: args.resume.then_some(state.step),
     }];
-    let notes = note.into_iter().chain(memory_warning(&memory, &config.train));
+    let notes = note.into_iter().chain(too_short).chain(memory_warning(&memory, &config.train));
     events.extend(notes.map(|message| Event::Warning { message }));
     events.extend(prepared.data_events());
     events.extend(prepared.warnings(&args.config));

@@ -19,6 +19,7 @@ pub mod slices;
 pub mod tagging;
 pub mod tokenize;
 pub mod tokens;
+mod unigram;
 mod vocabulary;
 mod words;
 

@@ -10,6 +10,7 @@ use tokenizers::{Encoding, ModelWrapper, PreTokenizerWrapper};
 
 use super::example::Example;
 use super::tokens::{Arrays, Piece, Seen, Tokens};
+use super::unigram::with_fast_scores;
 use super::vocabulary::tokenizer_json;
 use super::words::{Ids, Near, Word, Words, words};
 use crate::error::{Error, Result, guarded};
@@ -61,6 +62,7 @@ impl Tokenizer {
     pub fn load(model_dir: impl AsRef<Path>) -> Result<Self> {
         let (file, bytes) = Self::json(model_dir)?;
         let wrong = |reason: String| Error::in_file(&file, format!("this is not a valid tokenizer: {reason}"));
+        let bytes = with_fast_scores(&bytes).unwrap_or(bytes);
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(wrong)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;

@@ -2,7 +2,7 @@
 //! families begin with it and say where they differ.
 
 use super::keys::{Defaults, Keys};
-use super::{EncoderConfig, ModuleNames, Positions, Read};
+use super::{EncoderConfig, Initializer, ModuleNames, Positions, Read};
 use crate::error::Result;
 use crate::nn::embeddings::EmbeddingNames;
 use crate::nn::layer_shape::LayerNames;
@@ -33,7 +33,7 @@ pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) 
         read: Read::First,
         pooling: Pooling::of_pooler(format!("{prefix}pooler.dense"), head_dropout),
         token_head: Pooling::of_tokens(head_dropout),
-        initializer_range: keys.initializer_range()?,
+        initializer: Initializer::normal(keys.initializer_range()?),
         names: ModuleNames {
             prefix,
             embeddings: embedding_names(prefix),

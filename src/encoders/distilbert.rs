@@ -2,7 +2,7 @@
 //! classifier with a dense layer and ReLU.
 
 use super::keys::{Defaults, Keys};
-use super::{EncoderConfig, ModuleNames, Positions, Read, bert};
+use super::{EncoderConfig, Initializer, ModuleNames, Positions, Read, bert};
 use crate::error::Result;
 use crate::nn::layer_shape::{LayerForm, LayerNames, LayerShape};
 use crate::nn::pooling::{Pooling, PoolingActivation};
@@ -47,7 +47,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
             ..Pooling::of_classifier(PoolingActivation::Relu, 0.0)
         },
         token_head: Pooling::of_tokens(dropout),
-        initializer_range: keys.initializer_range()?,
+        initializer: Initializer::normal(keys.initializer_range()?),
         names: ModuleNames {
             prefix,
             embeddings: bert::embedding_names(prefix),

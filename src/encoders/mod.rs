@@ -59,8 +59,7 @@ pub struct EncoderConfig {
     pub pooling: Pooling,
     /// A head for tokens.
     pub token_head: Pooling,
-    /// Standard deviation of new weights.
-    pub initializer_range: f64,
+    pub initializer: Initializer,
     pub names: ModuleNames,
 }
 
@@ -71,6 +70,29 @@ pub struct RotaryLayer {
     pub theta: f64,
     /// How far from a query it sees keys, if not everywhere.
     pub window: Option<usize>,
+}
+
+/// How weights that a checkpoint lacks are drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Initializer {
+    /// Standard deviation.
+    pub std: f64,
+    /// Of parameters whose names end so, another one.
+    pub others: Vec<(&'static str, f64)>,
+    /// What lies further out, in standard deviations, is drawn again.
+    pub cutoff: f64,
+}
+
+impl Initializer {
+    /// N(0, std²) for all.
+    pub fn normal(std: f64) -> Self {
+        Self { std, others: vec![], cutoff: f64::INFINITY }
+    }
+
+    /// The standard deviation of a parameter.
+    pub fn std_of(&self, name: &str) -> f64 {
+        self.others.iter().find(|(end, _)| name.ends_with(end)).map_or(self.std, |(_, std)| *std)
+    }
 }
 
 /// The checkpoint names of an encoder's parts.
@@ -167,7 +189,7 @@ impl EncoderConfig {
 
     /// Whether any dropout is live in training.
     pub fn has_dropout(&self) -> bool {
-        let alone = [self.embedding_dropout, self.layer.attention_dropout];
+        let alone = [self.embedding_dropout, self.layer.attention_dropout, self.layer.form.inner_dropout];
         alone.iter().chain(&self.layer.hidden_dropout).chain(&self.pooling.dropout).any(|p| *p > 0.0)
     }
 
@@ -341,9 +363,13 @@ impl Encoder {
     /// How many layers lie below a parameter of the encoder: 0 for the embeddings and what all layers read, i + 1 for layer
     /// i, and for what comes after the last layer as many as there are.
     pub fn depth(&self, spec: &Spec) -> usize {
-        let layer = self.layers.iter().rposition(|l| l.range().contains(&spec.offset));
-        let is_above = self.layers.iter().all(|l| l.range().end <= spec.offset);
-        layer.map_or(if is_above { self.layers.len() } else { 0 }, |i| i + 1)
+        let (n, at) = (self.layers.len(), &spec.offset);
+        match self.layers.iter().rposition(|l| l.range().contains(at)) {
+            Some(i) if self.layers[i].norm_above().is_some_and(|norm| norm.contains(at)) => (i + 2).min(n),
+            Some(i) => i + 1,
+            None if self.layers.iter().all(|l| l.range().end <= *at) => n,
+            None => 0,
+        }
     }
 
     /// Whether layers have their parameters in common.
@@ -366,19 +392,23 @@ impl Encoder {
         let queries = read.queries(tokens, rows);
         let last = activation_len(shape, tokens, queries);
         let kept = if recompute { if n > 1 { full } else { last } } else { full * (n - 1) + last };
-        // The embeddings, and every layer's output: where norms stand first, the sums before them too.
-        let width = if shape.form.pre_norm { 2 * shape.hidden } else { shape.hidden };
-        let outputs = self.embeddings.buffer_len(tokens) + width * ((n - 1) * tokens + queries);
+        let outputs = self.embeddings.buffer_len(tokens) + self.output_width() * ((n - 1) * tokens + queries);
         // bf16 weight gradients pack both of their operands.
         let packed = if dtype == DType::BF16 { (shape.hidden + shape.inner) * tokens } else { 0 };
         let values = kept + outputs + scratch_len(shape, tokens) + packed;
         dtype.size_in_bytes() * (values + values / SLACK)
     }
 
+    /// Values of a token that a layer leaves to the next: where norms stand first, the sum before the norm too.
+    fn output_width(&self) -> usize {
+        let shape = &self.config.layer;
+        if shape.form.pre_norm { 2 * shape.hidden } else { shape.hidden }
+    }
+
     /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens`.
     pub fn evaluation_bytes(&self, tokens: usize, dtype: DType) -> usize {
         let shape = &self.config.layer;
-        let outputs = self.embeddings.buffer_len(tokens) + shape.hidden * tokens;
+        let outputs = self.embeddings.buffer_len(tokens) + self.output_width() * tokens;
         dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs)
     }
 

@@ -2,12 +2,13 @@
 //! they serve, gated feed-forward parts, no biases, a classifier with a dense layer, GELU and a norm.
 
 use super::keys::Keys;
-use super::{EncoderConfig, ModuleNames, Positions, Read, RotaryLayer};
+use super::{EncoderConfig, Initializer, ModuleNames, Positions, Read, RotaryLayer};
 use crate::error::Result;
 use crate::nn::embeddings::EmbeddingNames;
 use crate::nn::layer_shape::{LayerForm, LayerNames, LayerShape};
 use crate::nn::pooling::{Pooling, PoolingNorm};
 use crate::ops::embedding::EmbeddingShape;
+use serde_json::Value;
 
 /// Reads a ModernBERT `config.json`.
 pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
@@ -62,7 +63,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         read,
         token_head: pooling.clone(),
         pooling,
-        initializer_range: keys.initializer_range()?,
+        initializer: initializer(keys, layer.hidden, layers)?,
         names: ModuleNames {
             prefix: "model.",
             embeddings: EmbeddingNames {
@@ -79,24 +80,77 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
     })
 }
 
-/// Every so many layers one sees the whole row; the others see half of `local_attention` to each side.
+/// As `ModernBertPreTrainedModel._init_weights`: what a residual sum or the classifier reads is scaled, and all is cut off.
+fn initializer(keys: Keys<'_>, hidden: usize, layers: usize) -> Result<Initializer> {
+    let (std, cutoff) = (keys.initializer_range()?, "initializer_cutoff_factor");
+    let factor = keys.get(cutoff, if keys.is_null(cutoff) { 3.0 } else { 2.0 })?;
+    if !(LEAST_CUTOFF..f64::INFINITY).contains(&factor) {
+        return Err(keys.wrong(format!("{cutoff} is {factor}; expected a number from {LEAST_CUTOFF} on")));
+    }
+    let out = std / (2.0 * layers as f64).sqrt();
+    let others =
+        vec![(".Wo.weight", out), ("head.dense.weight", out), ("classifier.weight", (hidden as f64).powf(-0.5))];
+    Ok(Initializer { std, others, cutoff: factor })
+}
+
+/// With less, too many draws would have to be drawn again.
+const LEAST_CUTOFF: f64 = 0.1;
+
+/// The kinds of attention, as `layer_types` and `rope_parameters` of `transformers` 5 call them.
+const GLOBAL: &str = "full_attention";
+const LOCAL: &str = "sliding_attention";
+
+/// Every so many layers one sees the whole row, or those that `layer_types` says; the others see half of `local_attention` to
+/// each side.
 fn rotary(keys: Keys<'_>, layers: usize) -> Result<Vec<RotaryLayer>> {
-    // The second is how transformers 5 writes bases and scaling.
-    for key in ["rope_scaling", "rope_parameters"] {
-        if !keys.get(key, serde_json::Value::Null)?.is_null() {
-            return Err(
-                keys.wrong(format!("{key} is not in this version; it reads global_rope_theta and local_rope_theta"))
-            );
+    unscaled(keys, "rope_scaling", &keys.get("rope_scaling", Value::Null)?)?;
+    let global = theta(keys, GLOBAL, keys.positive("global_rope_theta", 160_000.0)?)?;
+    let local = keys.positive("local_rope_theta", if keys.is_null("local_rope_theta") { global } else { 10_000.0 })?;
+    let local = theta(keys, LOCAL, local)?;
+    let (every, window) = (keys.size("global_attn_every_n_layers", 3)?, keys.size("local_attention", 128)? / 2);
+    let kind = |i: usize| if i.is_multiple_of(every) { GLOBAL } else { LOCAL };
+    let kinds: Vec<String> = keys.get("layer_types", (0..layers).map(|i| kind(i).to_owned()).collect())?;
+    if kinds.len() != layers {
+        return Err(keys.wrong(format!("layer_types has {} entries, but num_hidden_layers is {layers}", kinds.len())));
+    }
+    let layer = |kind: &String| match kind.as_str() {
+        GLOBAL => Ok(RotaryLayer { theta: global, window: None }),
+        LOCAL => Ok(RotaryLayer { theta: local, window: Some(window) }),
+        other => Err(keys.wrong(format!("layer_types has {other:?}; expected \"{GLOBAL}\" or \"{LOCAL}\""))),
+    };
+    kinds.iter().map(layer).collect()
+}
+
+/// The base for a kind of attention: that of `rope_parameters`, where `transformers` 5 keeps it, else the one given.
+fn theta(keys: Keys<'_>, kind: &str, otherwise: f64) -> Result<f64> {
+    let all = keys.get("rope_parameters", Value::Null)?;
+    let key = format!("rope_parameters.{kind}");
+    if let Some(all) = all.as_object().filter(|all| !all.contains_key(GLOBAL) && !all.contains_key(LOCAL)) {
+        let found = all.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(keys.wrong(format!("rope_parameters has {found}; expected {GLOBAL} and {LOCAL}")));
+    }
+    unscaled(keys, &key, &all[kind])?;
+    match &all[kind]["rope_theta"] {
+        Value::Null => Ok(otherwise),
+        value => {
+            let theta = value.as_f64().filter(|theta| *theta > 0.0 && theta.is_finite());
+            theta.ok_or_else(|| keys.wrong(format!("{key}.rope_theta is {value}; expected a number above 0")))
         }
     }
-    let global = keys.positive("global_rope_theta", 160_000.0)?;
-    let local = keys.positive("local_rope_theta", if keys.is_null("local_rope_theta") { global } else { 10_000.0 })?;
-    let (every, window) = (keys.size("global_attn_every_n_layers", 3)?, keys.size("local_attention", 128)? / 2);
-    let layer = |i: usize| match i % every {
-        0 => RotaryLayer { theta: global, window: None },
-        _ => RotaryLayer { theta: local, window: Some(window) },
-    };
-    Ok((0..layers).map(layer).collect())
+}
+
+/// # Errors
+/// When rotary positions are stretched in some way.
+fn unscaled(keys: Keys<'_>, key: &str, rope: &Value) -> Result<()> {
+    let of = |name: &str| rope.get(name).filter(|v| !v.is_null());
+    match of("rope_type").or(of("type")) {
+        _ if rope.is_null() => Ok(()),
+        None if rope.is_object() && of("factor").is_none() => Ok(()),
+        Some(kind) if kind == "default" => Ok(()),
+        _ => {
+            Err(keys.wrong(format!("{key} is {rope}; this version has rotary positions of rope_type \"default\" only")))
+        }
+    }
 }
 
 /// The norm behind a layer's sum is the first of the next layer, or the last of all.
@@ -134,8 +188,20 @@ mod tests {
         assert_eq!(read(json!({})).unwrap().rotary[1].theta, 10_000.0);
         for (bad, says) in [
             (json!({"classifier_pooling": "max"}), "classifier_pooling is \"max\""),
-            (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_scaling is not"),
-            (json!({"rope_parameters": {"rope_theta": 1e4}}), "rope_parameters is not"),
+            (json!({"rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_scaling is {"),
+            (json!({"rope_scaling": {"factor": 2.0}}), "rope_scaling is {"),
+            (
+                json!({"rope_parameters": {"rope_theta": 1e4}}),
+                "rope_parameters has rope_theta; expected full_attention",
+            ),
+            (
+                json!({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}),
+                "rope_parameters.full_attention is {",
+            ),
+            (json!({"rope_parameters": {"sliding_attention": {"rope_theta": "x"}}}), "rope_theta is \"x\""),
+            (json!({"num_hidden_layers": 2, "layer_types": ["full_attention"]}), "layer_types has 1 entries"),
+            (json!({"num_hidden_layers": 1, "layer_types": ["chunked"]}), "layer_types has \"chunked\""),
+            (json!({"initializer_cutoff_factor": 0.0}), "initializer_cutoff_factor is 0"),
             (json!({"global_rope_theta": 0}), "global_rope_theta is 0"),
             (json!({"hidden_size": 15, "num_attention_heads": 3}), "even width"),
             (json!({"hidden_activation": "mish"}), "hidden_activation \"mish\""),
@@ -144,5 +210,40 @@ mod tests {
             let e = read(bad).unwrap_err().to_string();
             assert!(e.contains(says) && e.starts_with("config.json: "), "{e}");
         }
+    }
+
+    /// What transformers 5 writes for the model that 4 wrote otherwise.
+    #[test]
+    fn a_config_of_transformers_5_is_the_same_model() {
+        let read = |v: Value| config(Keys::new(&v, Path::new("config.json"))).unwrap();
+        let old = read(
+            json!({"num_hidden_layers": 5, "global_rope_theta": 8e4, "local_rope_theta": 2e4, "rope_scaling": null}),
+        );
+        let kinds: Vec<_> = [0, 1, 1, 0, 1].map(|kind| [GLOBAL, LOCAL][kind]).to_vec();
+        let rope = |theta: f64| json!({"rope_type": "default", "rope_theta": theta});
+        let new = read(json!({
+            "num_hidden_layers": 5,
+            "layer_types": kinds,
+            "rope_parameters": {"full_attention": rope(8e4), "sliding_attention": rope(2e4)},
+        }));
+        assert_eq!(new.rotary, old.rotary);
+        let bare =
+            read(json!({"num_hidden_layers": 5, "rope_parameters": {"full_attention": {"rope_type": "default"}}}));
+        assert_eq!(bare.rotary, read(json!({"num_hidden_layers": 5, "rope_scaling": {"rope_type": "default"}})).rotary);
+        let other = read(json!({"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}));
+        assert_eq!(other.rotary.iter().map(|l| l.window).collect::<Vec<_>>(), [Some(64), None]);
+    }
+
+    #[test]
+    fn new_weights_are_scaled_by_what_reads_them() {
+        let c =
+            config(Keys::new(&json!({"num_hidden_layers": 8, "hidden_size": 64}), Path::new("config.json"))).unwrap();
+        let std = |name: &str| c.initializer.std_of(name);
+        assert_eq!(["model.embeddings.tok_embeddings.weight", "model.layers.1.mlp.Wi.weight"].map(std), [0.02; 2]);
+        assert_eq!(
+            ["model.layers.1.mlp.Wo.weight", "model.layers.0.attn.Wo.weight", "head.dense.weight"].map(std),
+            [0.005; 3]
+        );
+        assert_eq!((std("classifier.weight"), c.initializer.cutoff), (0.125, 2.0));
     }
 }

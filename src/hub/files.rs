@@ -16,6 +16,9 @@ pub const TOKENIZER_FILES: &[&str] = &[
     "added_tokens.json",
 ];
 
+/// What a model that bertft made says beyond the files of `transformers`.
+pub const BERTFT_JSON: &str = "bertft.json";
+
 /// How tensors are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

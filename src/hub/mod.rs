@@ -16,12 +16,12 @@ mod http;
 pub mod settings;
 
 pub use cache::{Cached, cached};
-pub use settings::{ModelId, Settings};
+pub use settings::{ModelId, Settings, means_directory};
 
 use crate::error::{Error, Result};
 use cache::Repo;
 use download::Download;
-use files::{TOKENIZER_FILES, is_plain, shards, weights};
+use files::{BERTFT_JSON, TOKENIZER_FILES, is_plain, shards, weights};
 use http::{Client, Failure};
 use std::path::{Path, PathBuf};
 
@@ -133,7 +133,7 @@ fn fetch(
         return Err(Error::input("has no config.json, so it is none of transformers"));
     }
     let chosen = weights(has).map_err(Error::input)?;
-    let beside = std::iter::once(&"config.json").chain(TOKENIZER_FILES).copied().filter(|name| has(name));
+    let beside = ["config.json", BERTFT_JSON].iter().chain(TOKENIZER_FILES).copied().filter(|name| has(name));
     let small: Vec<&str> = beside.chain(chosen.is_index.then_some(chosen.name)).collect();
     get(client, repo, commit, &small, settings, watch)?;
     if !chosen.is_index {

@@ -133,6 +133,12 @@ impl ModelId {
     }
 }
 
+/// Whether a text is a directory and no model of the hub: there is one of this name, seen from `base`, or it begins as only
+/// paths do.
+pub fn means_directory(text: &str, base: &Path) -> bool {
+    text.starts_with(['/', '.']) || Path::new(text).is_absolute() || base.join(text).is_dir()
+}
+
 /// `name` or `org/name`.
 fn is_id(id: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

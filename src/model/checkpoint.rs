@@ -4,7 +4,7 @@ use super::Task;
 use super::weights::{Stored, WeightFiles};
 use crate::data::config::TaskKind;
 use crate::encoders::names::{candidates, is_buffer};
-use crate::encoders::{EncoderConfig, FAMILIES};
+use crate::encoders::{EncoderConfig, FAMILIES, Initializer};
 use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Spec};
 use crate::rng::normal;
@@ -57,6 +57,13 @@ impl Pretrained {
     pub fn open(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Error::in_file(dir, "is not a directory; expected a Hugging Face model directory"));
+        }
+        if !dir.join("config.json").is_file() {
+            let message = match dir.join("run.json").is_file() {
+                true => "is a run that has saved no model yet; let it train up to its first evaluation",
+                false => "has no config.json; expected a Hugging Face model directory, or the directory of a run",
+            };
+            return Err(Error::in_file(dir, message));
         }
         let json = read_json(&dir.join("config.json"))?;
         let config = EncoderConfig::from_json(&json, &dir.join("config.json"))?;
@@ -127,7 +134,10 @@ impl Pretrained {
         let labels = labels.unwrap_or_else(|| (0..outputs).map(|i| format!("LABEL_{i}")).collect());
         if labels.len() != outputs {
             return Err(
-                self.wrong(format!("id2label has {} labels and {classifier}.weight {outputs} rows", labels.len()))
+                self.wrong(format!(
+                    "id2label has {} labels, but {classifier}.weight is for {outputs}; write the names of all {outputs} there",
+                    labels.len()
+                ))
             );
         }
         if tokens {
@@ -184,7 +194,7 @@ impl Pretrained {
             let to = &mut arena[spec.range()];
             match source {
                 Some(tensor) => copy(&tensor, to)?,
-                None => initialise(to, spec, seed, self.config.initializer_range),
+                None => initialise(to, spec, seed, &self.config.initializer),
             }
         }
         report.unused = names.iter().filter(|n| !used.contains(**n) && !is_buffer(n)).map(|n| n.to_string()).collect();
@@ -229,7 +239,10 @@ fn check_shape(tensor: &Stored<'_>, spec: &Spec) -> Result<()> {
     if tensor.shape == spec.shape {
         return Ok(());
     }
-    let message = format!("tensor {} has shape {:?}, config.json says {:?}", tensor.name, tensor.shape, spec.shape);
+    let message = format!(
+        "tensor {} has shape {:?}, config.json says {:?}; the two are of different models, so take both from one",
+        tensor.name, tensor.shape, spec.shape
+    );
     Err(Error::in_file(tensor.file, message))
 }
 
@@ -267,9 +280,11 @@ fn widen<const N: usize>(bytes: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -
     to.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).enumerate().find_map_first(chunk)
 }
 
-pub(super) fn initialise(to: &mut [f32], spec: &Spec, seed: u64, std: f64) {
+pub(super) fn initialise(to: &mut [f32], spec: &Spec, seed: u64, how: &Initializer) {
     match spec.init {
-        Init::Normal => to.copy_from_slice(&normal(seed, &spec.name, to.len(), std)),
+        Init::Normal => {
+            to.copy_from_slice(&normal(seed, &spec.name, to.len(), how.std_of(&spec.name), how.cutoff));
+        }
         Init::Zeros | Init::Fixed | Init::Absent => to.fill(0.0),
         Init::Ones => to.fill(1.0),
     }

@@ -8,7 +8,7 @@ use crate::data::config::{Column, DataConfig, Format, TaskKind};
 use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::data::tagging::scheme::Scheme;
 use crate::error::{Error, Result};
-use crate::hub::files::TOKENIZER_FILES;
+use crate::hub::files::{BERTFT_JSON, TOKENIZER_FILES};
 use crate::metrics::threshold::Threshold;
 use crate::ops::with_values;
 use safetensors::tensor::{Dtype, TensorView};
@@ -91,7 +91,7 @@ impl BertftJson {
 
     /// That of a model directory, if it has one.
     pub fn read(dir: &Path) -> Result<Option<Self>> {
-        let path = dir.join("bertft.json");
+        let path = dir.join(BERTFT_JSON);
         if !path.is_file() {
             return Ok(None);
         }
@@ -102,7 +102,7 @@ impl BertftJson {
 impl BertftJson {
     /// Replaces that of a model directory.
     pub fn write(&self, dir: &Path) -> Result<()> {
-        let (path, part) = (dir.join("bertft.json"), dir.join("bertft.json.part"));
+        let (path, part) = (dir.join(BERTFT_JSON), dir.join("bertft.json.part"));
         write_json(&part, &serde_json::to_value(self).map_err(|e| Error::Failed(e.to_string()))?)?;
         std::fs::rename(&part, &path).map_err(|e| Error::write(path, e))
     }

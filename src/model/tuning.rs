@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::nn::params::{Learning, Spec};
 use crate::suggest::did_you_mean;
 use regex::Regex;
+use std::collections::BTreeSet;
 
 /// How the parts of a model learn. Parts are, from the bottom: the embeddings (with what all layers read), each layer, the
 /// head (pooler and classifier).
@@ -41,18 +42,39 @@ impl Thaw {
     /// The first step of a part of a model with so many layers, if the run is long enough for it: the layers from the top
     /// down from the second epoch on, the embeddings (part 0) an epoch after the last of them.
     fn since(&self, part: usize, layers: usize) -> Option<u64> {
+        self.epoch_starts.get(self.epoch(part, layers)).copied()
+    }
+
+    fn epoch(&self, part: usize, layers: usize) -> usize {
         let per_epoch = self.layers_per_epoch.max(1);
-        let epoch = if part == 0 { layers.div_ceil(per_epoch) + 1 } else { (layers - part) / per_epoch + 1 };
-        self.epoch_starts.get(epoch).copied()
+        if part == 0 { layers.div_ceil(per_epoch) + 1 } else { (layers - part) / per_epoch + 1 }
+    }
+
+    /// What to say when the run ends before these parts would learn.
+    fn too_late(&self, parts: &BTreeSet<usize>, layers: usize) -> Option<String> {
+        let (first, top) = (parts.iter().find(|part| **part > 0), *parts.last()?);
+        let of_layers = first.map(|first| match top - first {
+            0 => format!("layer {}", top - 1),
+            _ => format!("layers {} to {}", first - 1, top - 1),
+        });
+        let embeddings = parts.contains(&0).then(|| "the embeddings".to_owned());
+        let freeze = if top > 0 { format!("freeze_layers = {top}") } else { "freeze = [\"embeddings\"]".into() };
+        let needed = parts.iter().map(|part| self.epoch(*part, layers) + 1).max()?;
+        Some(format!(
+            "train.unfreeze_layers_per_epoch = {}: the run ends before it comes to {}; train for {needed} epochs or more, or \
+             set train.{freeze} if that is meant",
+            self.layers_per_epoch,
+            embeddings.into_iter().chain(of_layers).collect::<Vec<_>>().join(" and ")
+        ))
     }
 }
 
 impl Model {
-    /// Has the parameters learn as `tuning` says.
+    /// Has the parameters learn as `tuning` says. Gives a warning when the run is too short for all that is to learn.
     ///
     /// # Errors
     /// [`Error::Input`] when a name is no module's, there are too few layers, or nothing is left to learn.
-    pub fn tune(&mut self, tuning: &Tuning) -> Result<()> {
+    pub fn tune(&mut self, tuning: &Tuning) -> Result<Option<String>> {
         let layers = self.encoder.config().names.layers.len();
         self.must_have_layers("freeze_layers", tuning.freeze_layers)?;
         if self.encoder.shares_layers() {
@@ -70,11 +92,16 @@ impl Model {
             .iter()
             .map(|s| if self.is_head(s) { layers + 1 } else { self.encoder.depth(s) })
             .collect();
+        let mut late = BTreeSet::new();
         let learning = self.params.specs().iter().zip(&parts).map(|(spec, &part)| {
             let kept = tuning.freeze_layers > 0 && part <= tuning.freeze_layers;
             let since = match &tuning.thaw {
                 _ if kept || patterns.iter().any(|p| p.is_match(&spec.name)) => None,
-                Some(thaw) if part <= layers => thaw.since(part, layers),
+                Some(thaw) if part <= layers => {
+                    let since = thaw.since(part, layers);
+                    late.extend(since.is_none().then_some(part));
+                    since
+                }
                 _ => Some(0),
             };
             let decayed = tuning.layer_wise_lr_decay.powi((layers + 1 - part) as i32);
@@ -82,7 +109,7 @@ impl Model {
             Learning { rate, since }
         });
         let learning = learning.collect();
-        self.params.learn(learning);
+        self.params.learn(learning)?;
         if self.params.trained().next().is_none() {
             return Err(Error::input("train.freeze: nothing is left to train"));
         }
@@ -99,7 +126,7 @@ impl Model {
             let message = "train.head_learning_rate is set, but train.freeze keeps the head as it is; remove one";
             return Err(Error::input(message));
         }
-        Ok(())
+        Ok(tuning.thaw.as_ref().and_then(|thaw| thaw.too_late(&late, layers)))
     }
 
     /// Draws the top `layers` layers and the head's dense layer (the pooler) anew from `seed` (Zhang et al. 2021,
@@ -127,7 +154,7 @@ impl Model {
                 return Err(Error::input(message));
             }
             let mut values = vec![0.0; spec.len()];
-            initialise(&mut values, spec, seed, config.initializer_range);
+            initialise(&mut values, spec, seed, &config.initializer);
             self.params.set_weight(spec, values)?;
             if !report.initialised.contains(&spec.name) {
                 report.loaded = report.loaded.saturating_sub(1);
@@ -214,6 +241,21 @@ mod tests {
         assert_eq!(since(2, 3), [Some(30), Some(20), Some(10), Some(10)]);
         assert_eq!(since(9, 2), [Some(20), Some(10), Some(10)]);
         assert_eq!(since(1, 3), [None, Some(30), Some(20), Some(10)]);
+    }
+
+    #[test]
+    fn what_never_thaws_is_named_with_what_to_do() {
+        let thaw = Thaw { layers_per_epoch: 1, epoch_starts: vec![0, 10, 20] };
+        let says = |parts: &[usize]| thaw.too_late(&parts.iter().copied().collect(), 4).unwrap_or_default();
+        assert_eq!(says(&[]), "");
+        for (parts, words) in [
+            (&[0][..], ["comes to the embeddings; train for 6 epochs", "train.freeze = [\"embeddings\"]"]),
+            (&[0, 1], ["comes to the embeddings and layer 0; train for 6 epochs", "train.freeze_layers = 1"]),
+            (&[2], ["comes to layer 1; train for 4 epochs", "train.freeze_layers = 2"]),
+            (&[0, 1, 2, 3], ["comes to the embeddings and layers 0 to 2; train", "train.freeze_layers = 3"]),
+        ] {
+            assert!(words.iter().all(|w| says(parts).contains(w)), "{}", says(parts));
+        }
     }
 
     #[test]

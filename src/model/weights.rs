@@ -55,7 +55,10 @@ impl WeightFiles {
         let map = files::shards(&index).map_err(|what| Error::in_file(&path, what))?;
         for shard in map.values().collect::<BTreeSet<_>>() {
             if !dir.join(shard).is_file() {
-                return Err(Error::in_file(dir.join(shard), format!("is missing, but {} names it", found.name)));
+                return Err(Error::in_file(
+                    dir.join(shard),
+                    format!("is missing, but {} names it; copy it here too", found.name),
+                ));
             }
             this.add(dir.join(shard), found.format)?;
         }

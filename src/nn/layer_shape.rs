@@ -88,8 +88,11 @@ impl LayerNames {
 /// Values that [`super::transformer::Activations`] holds for `tokens` of which `queries` are read above.
 pub fn activation_len(shape: &LayerShape, tokens: usize, queries: usize) -> usize {
     let h = shape.hidden;
-    let projections = if queries == tokens { 3 * h * tokens } else { 2 * h * tokens + 2 * h * queries };
-    projections + (4 * h + shape.up() + shape.inner) * queries
+    let selects = queries != tokens;
+    let projections = if selects { 2 * h * tokens + 2 * h * queries } else { 3 * h * tokens };
+    // Norms that stand first leave their second sum to the output, and the selected rows of the residual here.
+    let sums = if shape.form.pre_norm { 3 * h + if selects { h } else { 0 } } else { 4 * h };
+    projections + (sums + shape.up() + shape.inner) * queries
 }
 
 /// Values that [`super::transformer::Scratch`] holds for passes over `tokens`.

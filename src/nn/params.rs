@@ -30,7 +30,7 @@ pub struct Spec {
 /// How a parameter begins when the checkpoint does not hold it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// N(0, initializer_range²)
+    /// Drawn around 0, as the family's `Initializer` says.
     Normal,
     Zeros,
     Ones,
@@ -209,7 +209,7 @@ impl Params {
         let specs = layout.specs;
         let mut params =
             Self { specs, learning, frozen, by_name, weights, training: None, sparse, dtype: space.dtype, copies };
-        params.learn(vec![Learning::PLAIN; params.specs.len()]);
+        params.learn(vec![Learning::PLAIN; params.specs.len()])?;
         Ok(params)
     }
 
@@ -265,10 +265,14 @@ impl Params {
     }
 
     /// Says how each parameter learns, in arena order; the next step is the first.
-    pub fn learn(&mut self, learning: Vec<Learning>) {
+    pub fn learn(&mut self, learning: Vec<Learning>) -> Result<()> {
+        if learning.len() != self.specs.len() {
+            bail!("how {} parameters learn, for a model of {}", learning.len(), self.specs.len());
+        }
         let of = |(spec, how): (&Spec, Learning)| if spec.is_fixed() { Learning::NEVER } else { how };
         self.learning = self.specs.iter().zip(learning).map(of).collect();
         self.begin_step(0);
+        Ok(())
     }
 
     /// To be called before the passes of a step, from 0: what does not learn in it gets no update and takes no part in the
@@ -329,6 +333,13 @@ impl Params {
         let moments: usize = if weight_decay > 0.0 { self.learners().map(|(s, _)| bytes(s)).sum() } else { grads };
         let average = if averages { self.weights.elem_count() } else { 0 };
         grads + 2 * moments + 4 * average
+    }
+
+    /// Bytes of what [`Self::perturb_rows`] keeps where a window touches so many rows of the sparse table.
+    pub fn moved_bytes(&self, rows: usize) -> usize {
+        let Some(table) = &self.sparse else { return 0 };
+        let all = table.ever.len();
+        4 * table.width * if table.all && rows > 0 { all } else { rows.min(all) }
     }
 
     /// A linear layer's weight `[out, inp]` from `offset`, as the products over activations of this format read it.

@@ -212,6 +212,17 @@ impl Layer {
         self.at.qkv_weight..self.at.down_norm + 3 * self.shape.hidden
     }
 
+    /// The norm behind the second sum, where norms stand first: it is the layer's above, or comes after the last.
+    pub fn norm_above(&self) -> Option<Range<usize>> {
+        self.shape.form.pre_norm.then(|| self.at.down_norm + self.shape.hidden..self.range().end)
+    }
+
+    /// Whether the backward pass finds anything that is asked for in front of the parameters at `place`.
+    fn learns_before(&self, params: &Params, pass: &Pass<'_>, place: usize) -> bool {
+        let learns_bias = pass.bias.is_some_and(|bias| bias.grad.is_some());
+        pass.learns_below || learns_bias || params.trains(self.at.qkv_weight..place)
+    }
+
     fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 4] {
         let site = self.number * SITES;
         [
@@ -346,7 +357,7 @@ impl Layer {
     }
 
     /// From the gradient of the output to that of the input `x`, if anything below learns. Parameter gradients are overwritten,
-    /// or added to if `accumulate`.
+    /// or added to if `accumulate`. Nothing is computed below the lowest parameter that learns.
     pub fn backward(
         &self,
         params: &Params,
@@ -370,9 +381,16 @@ impl Layer {
         let dsum2 = if pre_norm { scratch.d.view(n, h, space)? } else { a.clone() };
         let sum2 = self.sum2(acts, out, n, space)?;
         self.norm_backward(params, [&dsum2, &branch], grad, &sum2, at.down_norm, drop_2, accumulate)?;
+        let unread = Stream { x: a.clone(), residual: None };
+        if !self.learns_before(params, pass, at.down_norm) {
+            return Ok(unread);
+        }
         weight_grad(params, at.down_weight, &branch, &g, accumulate)?;
         let dup = self.feed_forward_backward(params, &branch, pass, acts, scratch, accumulate)?;
         weight_grad(params, at.up_weight, &dup, &norm1, accumulate)?;
+        if !self.learns_before(params, pass, at.up_weight) {
+            return Ok(unread);
+        }
         // Behind the sum the norm's input and the residual are one, before it they are two.
         linear_input_grad(&a, &dup, &params.linear(at.up_weight, shape.up(), h)?, !pre_norm)?;
 
@@ -381,6 +399,9 @@ impl Layer {
         self.norm_backward(params, [&c, &branch], &grad, &sum1, at.output_norm, drop_1, accumulate)?;
         let context = acts.context.view(n, h, space)?;
         weight_grad(params, at.output_weight, &branch, &context, accumulate)?;
+        if !self.learns_before(params, pass, at.output_weight) {
+            return Ok(unread);
+        }
         linear_input_grad(&a, &branch, &params.linear(at.output_weight, h, h)?, false)?;
 
         self.attention_backward(params, x, &a, c, pass, acts, scratch, accumulate)

@@ -28,12 +28,15 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
     });
     let passes = if config.r_drop > 0.0 { 2 } else { 1 };
     let (tokens, rows) = largest_batch(data, config);
+    let words = data.tokens.distinct();
+    let of_window = (tokens * config.gradient_accumulation_steps).min(words.len());
     let (tokens, rows) = (passes * tokens, passes * rows);
     let plan = TrainingPlan {
         tokens,
         eval_tokens: eval_tokens.max().unwrap_or(0),
         rows,
-        words: data.tokens.distinct(),
+        words,
+        moved_words: if config.fgm_epsilon > 0.0 { of_window } else { 0 },
         page_bytes: page_bytes(),
         weight_decay: config.weight_decay,
         recompute: config.gradient_checkpointing,

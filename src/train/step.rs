@@ -54,13 +54,14 @@ impl StepConfig {
     }
 }
 
-/// Has `model` begin and learn as the config says; to be called once, before training. `report` tells what begins anew.
-pub fn tune(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut LoadReport) -> Result<()> {
+/// Has `model` begin and learn as the config says; to be called once, before training. `report` tells what begins anew. Gives
+/// a warning when the run is too short for all that is to learn.
+pub fn tune(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut LoadReport) -> Result<Option<String>> {
     let layers_per_epoch = config.unfreeze_layers_per_epoch;
     // The embeddings are one more part to thaw, and the head's epoch comes first.
     let epochs = model.encoder().0.config().names.layers.len() + 2;
     let thaw = Thaw { layers_per_epoch, epoch_starts: plan.epoch_starts(epochs) };
-    model.tune(&Tuning {
+    let warning = model.tune(&Tuning {
         freeze: config.freeze.clone(),
         freeze_layers: config.freeze_layers,
         thaw: (layers_per_epoch > 0).then_some(thaw),
@@ -77,17 +78,17 @@ pub fn tune(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut L
                        by train.freeze, freeze_layers or unfreeze_layers_per_epoch; remove one";
         return Err(Error::input(message));
     }
-    Ok(())
+    Ok(warning)
 }
 
 /// [`tune`], and the arenas that training needs.
-pub fn start(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut LoadReport) -> Result<()> {
-    tune(model, config, plan, report)?;
+pub fn start(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut LoadReport) -> Result<Option<String>> {
+    let warning = tune(model, config, plan, report)?;
     model.params.start_training()?;
     if config.ema_decay > 0.0 {
         model.params.start_average()?;
     }
-    Ok(())
+    Ok(warning)
 }
 
 /// What a window's passes gave.

@@ -20,7 +20,7 @@ LABELS = ["cold", "good", "dull", "neutral", "long"]
 SIZES = dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=24)
 NO_DROPOUT = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 BEHIND_PADDING = dict(max_position_embeddings=MAX_POSITIONS + 2, pad_token_id=1)
-MODERN = dict(**SIZES | dict(num_hidden_layers=4), max_position_embeddings=MAX_POSITIONS, local_attention=6,
+MODERN = dict(**SIZES | dict(num_hidden_layers=5), max_position_embeddings=MAX_POSITIONS, local_attention=6,
               global_rope_theta=500.0, local_rope_theta=50.0, pad_token_id=0, bos_token_id=2, cls_token_id=2,
               eos_token_id=3, sep_token_id=3, reference_compile=False)
 
@@ -42,7 +42,7 @@ CASES = {
     "mpnet": dict(
         seed=25, rows=REGRESSION_ROWS, labels=None, pieces=PAD_AT_1,
         config=dict(**SIZES, **NO_DROPOUT, **BEHIND_PADDING)),
-    # Layers 0 and 3 see whole rows, the others 3 tokens to each side.
+    # Layers 0 and 3 see whole rows, the others, the last among them, 3 tokens to each side.
     "modernbert": dict(seed=26, rows=PAIR_ROWS, labels=["different", "same"], config=MODERN),
     # The options that published models leave alone.
     "modernbert_mean": dict(
@@ -50,9 +50,13 @@ CASES = {
         config=dict(**MODERN | dict(num_hidden_layers=2, local_attention=9), classifier_pooling="mean", norm_bias=True,
                     attention_bias=True, mlp_bias=True, classifier_bias=True, hidden_activation="silu",
                     classifier_activation="relu")),
+    # The layer that reads the embeddings is the one of which only [CLS] is read.
+    "modernbert_one": dict(
+        seed=28, family="modernbert", rows=PAIR_ROWS, labels=["different", "same"],
+        config=MODERN | dict(num_hidden_layers=1)),
 }
 base.MAX_GRAD_NORM |= dict(roberta=1.2, distilbert=1.2, electra=2.0, albert=1.7, mpnet=3.5, modernbert=1.5,
-                      modernbert_mean=3.0)
+                      modernbert_mean=3.0, modernbert_one=3.5)
 
 
 def exact_softmax(x, dim, dtype=None, softmax=torch.nn.functional.softmax):

@@ -9,6 +9,7 @@ larger set for the ignored test of tests/tokenizers.rs:
 import argparse
 import json
 import pathlib
+import random
 import shutil
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -94,6 +95,19 @@ def unigram(texts, size):
     return tokenizer
 
 
+def ties():
+    """Pieces of which many texts are made in several ways of nearly the same score: the last bits of the scores decide."""
+    scores = random.Random(7)
+    pieces = [c * n for c in "!.=" for n in range(1, 6)] + list("abcde")
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(p, -scores.uniform(8, 13)) for p in pieces]
+    tokenizer = Tokenizer(models.Unigram(vocab, 3, False))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    texts = ["".join(scores.choice("abcde") * scores.randint(0, 3) for _ in range(4)) + c * n
+             for c in "!.=" for n in range(5, 21) for _ in range(2)]
+    return tokenizer, texts
+
+
 def expect(folder, rows, max_length):
     """The ids of single rows, and of each row with the next as its pair."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -135,13 +149,14 @@ def main():
         if config:
             write(folder / "tokenizer_config.json", config)
         expect(folder, texts, max_length)
-    folder = args.out / "unigram"
-    folder.mkdir()
-    unigram(texts, 8_000 if args.texts else 300).save(str(folder / "tokenizer.json"))
-    write(folder / "tokenizer_config.json", dict(
-        tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
-        unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"))
-    expect(folder, texts, max_length)
+    for name, (tokenizer, rows) in [("unigram", (unigram(texts, 8_000 if args.texts else 300), texts)), ("unigram_ties", ties())]:
+        folder = args.out / name
+        folder.mkdir()
+        tokenizer.save(str(folder / "tokenizer.json"))
+        write(folder / "tokenizer_config.json", dict(
+            tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
+            unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"))
+        expect(folder, rows, max_length)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"{args.out}: {size / 1000:.0f} kB")
 

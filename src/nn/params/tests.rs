@@ -40,6 +40,15 @@ fn views_are_the_arena() {
 }
 
 #[test]
+fn every_parameter_is_told_how_it_learns() {
+    let mut p = params();
+    let message = p.learn(vec![Learning::PLAIN; 2]).unwrap_err().to_string();
+    assert!(message.contains("how 2 parameters learn, for a model of 3"), "{message}");
+    p.learn(vec![Learning::PLAIN, Learning::NEVER, Learning::PLAIN]).unwrap();
+    assert_eq!(p.trained().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["table", "a.bias"]);
+}
+
+#[test]
 fn untouched_rows_stay_and_touched_rows_are_cleared() {
     let mut p = params();
     let g = p.grad(0, &[5, 2]).unwrap();
