@@ -13,7 +13,7 @@ use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::DType;
 use common::{dataset, distance, fixture, floats, norm, trainable_in, worst};
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 12] = [
     "classification",
     "pairs",
     "regression",
@@ -24,6 +24,8 @@ const CASES: [&str; 10] = [
     "mpnet",
     "modernbert",
     "modernbert_mean",
+    "deberta_v3",
+    "deberta_v2",
 ];
 
 fn skip() -> bool {

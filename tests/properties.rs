@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 /// Softmax does not see a shift, so the key bias has no gradient but rounding noise.
 fn zero_by_nature(name: &str) -> bool {
-    name.ends_with("attention.self.key.bias")
+    name.ends_with("attention.self.key.bias") || name.ends_with("pos_key_proj.bias")
 }
 
 /// A pretrained model with dropout 0.1 and a new head.
@@ -56,7 +56,18 @@ fn models() -> Vec<(&'static str, Model, Dataset)> {
     let mut tiny = tiny(1);
     let rows = random_rows(&mut tiny, &[5, 1, 512, 33, 2, 16, 64, 17]);
     let case = |case| (case, trainable(&fixture(case, "model")), dataset(case));
-    let families = ["roberta", "distilbert", "electra", "albert", "mpnet", "modernbert", "modernbert_mean"].map(case);
+    let families = [
+        "roberta",
+        "distilbert",
+        "electra",
+        "albert",
+        "mpnet",
+        "modernbert",
+        "modernbert_mean",
+        "deberta_v3",
+        "deberta_v2",
+    ]
+    .map(case);
     [case("pairs"), case("regression"), ("tiny", tiny, rows)].into_iter().chain(families).collect()
 }
 
@@ -369,21 +380,28 @@ fn seeds_draw_heads_and_passes_draw_dropout() {
 /// backward pass, masks included, shows in all parameters below it.
 #[test]
 fn gradients_with_dropout_are_the_slope_of_the_loss() {
-    let folder = tempfile::tempdir().unwrap();
-    let source = fixture("pairs", "model");
-    let mut config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
-    for (key, p) in [("hidden_dropout_prob", 0.3), ("attention_probs_dropout_prob", 0.4), ("classifier_dropout", 0.5)] {
-        config[key] = p.into();
-    }
-    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    for case in ["pairs", "deberta_v3", "deberta_v2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let source = fixture(case, "model");
+        let mut config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
+        for (key, p) in [
+            ("hidden_dropout_prob", 0.3),
+            ("attention_probs_dropout_prob", 0.4),
+            ("classifier_dropout", 0.5),
+            ("pooler_dropout", 0.2),
+        ] {
+            config[key] = p.into();
+        }
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
 
-    let (mut model, data) = (trainable(folder.path()), dataset("pairs"));
-    let (batch, key) = (data.batch(&all(&data)), Some(PassKey::new(9, 4)));
-    let smoothed = Objective::smoothed(0.1);
-    for objective in [Objective { r_drop: 2.0, ..smoothed.clone() }, smoothed] {
-        slopes(&mut model, &batch, key, &objective);
+        let (mut model, data) = (trainable(folder.path()), dataset(case));
+        let (batch, key) = (data.batch(&all(&data)), Some(PassKey::new(9, 4)));
+        let smoothed = Objective::smoothed(0.1);
+        for objective in [Objective { r_drop: 2.0, ..smoothed.clone() }, smoothed] {
+            slopes(&mut model, &batch, key, &objective);
+        }
     }
 }
 

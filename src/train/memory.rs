@@ -29,10 +29,12 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
     let passes = if config.r_drop > 0.0 { 2 } else { 1 };
     let (tokens, rows) = largest_batch(data, config);
     let (tokens, rows) = (passes * tokens, passes * rows);
+    let longest = scored.iter().copied().chain([data]).flat_map(|data| data.tokens.lengths()).max();
     let plan = TrainingPlan {
         tokens,
         eval_tokens: eval_tokens.max().unwrap_or(0),
         rows,
+        longest: longest.unwrap_or(1),
         words: data.tokens.distinct(),
         page_bytes: page_bytes(),
         weight_decay: config.weight_decay,
