@@ -108,7 +108,8 @@ impl Model {
     pub fn training_bytes(&self, plan: &TrainingPlan) -> usize {
         let dtype = self.params.space().dtype;
         // Evaluation shares its buffers with the first layer's.
-        let evaluation = self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), plan.longest, dtype);
+        let evaluation =
+            self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), plan.longest, dtype);
         self.params.training_bytes(&plan.words, plan.page_bytes, plan.weight_decay)
             + self.encoder.training_bytes([plan.tokens, plan.rows, plan.longest], self.read(), dtype, plan.recompute)
             + evaluation

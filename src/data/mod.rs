@@ -13,6 +13,7 @@ pub mod places;
 pub mod reader;
 pub mod sampler;
 mod schema;
+mod sentencepiece;
 pub mod settings;
 pub mod slices;
 pub mod tokenize;

@@ -40,7 +40,11 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         }
     }
     let pooler_act = keys.get("pooler_hidden_act", "gelu".to_owned())?;
-    let act = if pooler_act == "tanh" { PoolingActivation::Tanh } else { keys.activation("pooler_hidden_act", "gelu")?.into() };
+    let act = if pooler_act == "tanh" {
+        PoolingActivation::Tanh
+    } else {
+        keys.activation("pooler_hidden_act", "gelu")?.into()
+    };
     let dropout = [keys.rate("pooler_dropout", 0.0)?, keys.rate("cls_dropout", base.embedding_dropout)?];
     let pooling = Pooling::of_pooler("pooler.dense".into(), 0.0);
     Ok(EncoderConfig { class: "DebertaV2", pooling: Pooling { act, dropout, ..pooling }, ..base })

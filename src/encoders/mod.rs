@@ -34,8 +34,18 @@ use std::borrow::Cow;
 use std::path::Path;
 
 /// The families that this version loads, by `model_type`.
-pub const FAMILIES: &[&str] =
-    &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "modernbert", "deberta-v2"];
+pub const FAMILIES: &[&str] = &[
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "modernbert",
+    "deberta-v2",
+];
 
 /// What a family's `config.json` says, in terms that all families share.
 #[derive(Debug, Clone)]

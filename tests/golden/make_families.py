@@ -64,7 +64,7 @@ CASES = {
                     position_biased_input=True, pooler_hidden_act="tanh")),
 }
 base.MAX_GRAD_NORM |= dict(roberta=1.2, distilbert=1.2, electra=2.0, albert=1.7, mpnet=3.5, modernbert=1.5,
-                      modernbert_mean=3.0, deberta_v3=2.0, deberta_v2=2.0)
+                      modernbert_mean=3.0, deberta_v3=0.8, deberta_v2=1.5)
 
 
 def exact_softmax(x, dim, dtype=None, softmax=torch.nn.functional.softmax):

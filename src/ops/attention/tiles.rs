@@ -86,7 +86,14 @@ pub fn padded(keys: usize) -> usize {
 
 /// `ds` holds d(dropped p) and becomes the gradient of the raw scores, which softmax scaled; `p` becomes the dropped probabilities.
 #[inline(always)]
-pub fn score_grad_row<const FMA: bool>(p: &mut [f32], ds: &mut [f32], keys: usize, scale: f32, drop: Dropout, base: u32) {
+pub fn score_grad_row<const FMA: bool>(
+    p: &mut [f32],
+    ds: &mut [f32],
+    keys: usize,
+    scale: f32,
+    drop: Dropout,
+    base: u32,
+) {
     let (p, ds) = (&mut p[..keys], &mut ds[..keys]);
     if !drop.is_off() {
         for (j, g) in ds.iter_mut().enumerate() {
@@ -130,7 +137,12 @@ pub unsafe fn transpose(xt: &mut [f32], x: Matrix, keys: usize, d: usize, n: usi
 
 /// Softmax of those of the `keys` scores of each row that it sees, times `scale`; the others and the padding become 0.
 #[inline(always)]
-pub fn softmax_rows<const FMA: bool>(scores: &mut [f32], keys: usize, scale: f32, seen: impl Fn(usize) -> Range<usize>) {
+pub fn softmax_rows<const FMA: bool>(
+    scores: &mut [f32],
+    keys: usize,
+    scale: f32,
+    seen: impl Fn(usize) -> Range<usize>,
+) {
     for (r, row) in scores.chunks_exact_mut(padded(keys)).enumerate() {
         let seen = seen(r);
         row[..seen.start].fill(f32::MIN);

@@ -341,9 +341,25 @@ unsafe fn block_grads<const FMA: bool>(
             }
             let dproducts = Matrix { at: room.products.as_ptr(), stride };
             product::<FMA>(
-                dk.offset(j, 0), dproducts, false, side.rows.offset(span.start, 0), tile.len(), d, span.len(), true,
+                dk.offset(j, 0),
+                dproducts,
+                false,
+                side.rows.offset(span.start, 0),
+                tile.len(),
+                d,
+                span.len(),
+                true,
             );
-            product::<FMA>(dqueries.offset(span.start, 0), dproducts, true, k.offset(j, 0), span.len(), d, tile.len(), true);
+            product::<FMA>(
+                dqueries.offset(span.start, 0),
+                dproducts,
+                true,
+                k.offset(j, 0),
+                span.len(),
+                d,
+                tile.len(),
+                true,
+            );
         }
     }
 }
@@ -467,7 +483,9 @@ pub unsafe fn backward<T: Real>(
     let parts = &parts;
     for_chunks(n, 8, |_, rows| {
         let mut sum = vec![0f32; d];
-        for (row, side, head) in rows.flat_map(|r| (0..spec.sides()).flat_map(move |s| (0..heads).map(move |h| (r, s, h)))) {
+        for (row, side, head) in
+            rows.flat_map(|r| (0..spec.sides()).flat_map(move |s| (0..heads).map(move |h| (r, s, h))))
+        {
             let is_last = side + 1 == spec.sides();
             let at = if spec.content_to_position && is_last { n - 1 - row } else { row };
             sum.fill(0.0);

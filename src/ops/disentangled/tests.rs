@@ -5,8 +5,28 @@ use crate::ops::testing::{bf16, close, flat, matrix, rounded, wide};
 
 /// Buckets, the longest distance, and behind half of the buckets every distance at which the next bucket begins.
 const BUCKETS: [(usize, usize, &[i64]); 4] = [
-    (256, 512, &[129, 130, 131, 133, 134, 136, 137, 139, 140, 142, 143, 145, 146, 148, 150, 151, 153, 155, 156, 158, 160, 161, 163, 165, 167, 169, 170, 172, 174, 176, 178, 180, 182, 184, 186, 188, 190, 192, 194, 196, 198, 201, 203, 205, 207, 210, 212, 214, 216, 219, 221, 224, 226, 229, 231, 234, 236, 239, 241, 244, 247, 249, 252, 255, 258, 260, 263, 266, 269, 272, 275, 278, 281, 284, 287, 290, 294, 297, 300, 303, 307, 310, 313, 317, 320, 324, 327, 331, 335, 338, 342, 346, 349, 353, 357, 361, 365, 369, 373, 377, 381, 385, 390, 394, 398, 403, 407, 411, 416, 420, 425, 430, 434, 439, 444, 449, 454, 459, 464, 469, 474, 479, 484, 490, 495, 500, 506, 512, 517, 523, 528, 534, 540, 546, 552, 558, 564, 570, 577, 583, 589, 596, 602, 609, 616, 622, 629, 636, 643, 650, 657, 664, 672, 679, 686, 694]),
-    (32, 128, &[17, 19, 22, 25, 28, 32, 37, 43, 49, 56, 64, 74, 84, 97, 111, 128, 146, 168, 193, 221, 254, 291, 334, 384, 441, 506, 581, 667]),
+    (
+        256,
+        512,
+        &[
+            129, 130, 131, 133, 134, 136, 137, 139, 140, 142, 143, 145, 146, 148, 150, 151, 153, 155, 156, 158, 160,
+            161, 163, 165, 167, 169, 170, 172, 174, 176, 178, 180, 182, 184, 186, 188, 190, 192, 194, 196, 198, 201,
+            203, 205, 207, 210, 212, 214, 216, 219, 221, 224, 226, 229, 231, 234, 236, 239, 241, 244, 247, 249, 252,
+            255, 258, 260, 263, 266, 269, 272, 275, 278, 281, 284, 287, 290, 294, 297, 300, 303, 307, 310, 313, 317,
+            320, 324, 327, 331, 335, 338, 342, 346, 349, 353, 357, 361, 365, 369, 373, 377, 381, 385, 390, 394, 398,
+            403, 407, 411, 416, 420, 425, 430, 434, 439, 444, 449, 454, 459, 464, 469, 474, 479, 484, 490, 495, 500,
+            506, 512, 517, 523, 528, 534, 540, 546, 552, 558, 564, 570, 577, 583, 589, 596, 602, 609, 616, 622, 629,
+            636, 643, 650, 657, 664, 672, 679, 686, 694,
+        ],
+    ),
+    (
+        32,
+        128,
+        &[
+            17, 19, 22, 25, 28, 32, 37, 43, 49, 56, 64, 74, 84, 97, 111, 128, 146, 168, 193, 221, 254, 291, 334, 384,
+            441, 506, 581, 667,
+        ],
+    ),
     (8, 40, &[5, 9, 19, 40, 84, 178, 381]),
     (5, 9, &[3, 9, 33, 129, 513]),
 ];
@@ -27,7 +47,8 @@ fn buckets_are_those_of_the_reference() {
 
 /// Positions of distances up to `reach` of which those beyond `exact` share some, or leave some out.
 fn distances(reach: usize, exact: i64) -> Vec<u32> {
-    let bucket = |x: i64| x.signum() * (x.abs().min(exact) + (x.abs() - exact).max(0) / 3 + i64::from(x.abs() > exact + 4));
+    let bucket =
+        |x: i64| x.signum() * (x.abs().min(exact) + (x.abs() - exact).max(0) / 3 + i64::from(x.abs() > exact + 4));
     let all: Vec<i64> = (-(reach as i64)..=reach as i64).map(bucket).collect();
     all.iter().map(|x| (x - all[0]) as u32 + 1).collect()
 }
@@ -56,7 +77,9 @@ fn reference(
                 let p = spec.distances[reach + places[i] as usize - j] as usize;
                 p * sides * hidden + if keys && spec.position_to_content { hidden } else { 0 } + head * d
             };
-            let dot = |a: &[f32], i: usize, b: &[f32], j: usize| (0..d).map(|c| a[i + c] as f64 * b[j + c] as f64).sum::<f64>();
+            let dot = |a: &[f32], i: usize, b: &[f32], j: usize| {
+                (0..d).map(|c| a[i + c] as f64 * b[j + c] as f64).sum::<f64>()
+            };
             for i in q0..q1 {
                 let score = |j: usize| {
                     let mut s = dot(q, at(i, 0), k, at(j, 0));
@@ -190,13 +213,9 @@ fn bf16_is_f32_rounded_and_threads_change_no_bit() {
             content_to_position: true,
             position_to_content: true,
         };
-        let sources = [
-            matrix(n, hidden, 1),
-            matrix(tokens, 2 * hidden, 2),
-            matrix(count, 2 * hidden, 3),
-            matrix(n, hidden, 4),
-        ]
-        .map(|t| bf16(&(t * 2.0).unwrap()));
+        let sources =
+            [matrix(n, hidden, 1), matrix(tokens, 2 * hidden, 2), matrix(count, 2 * hidden, 3), matrix(n, hidden, 4)]
+                .map(|t| bf16(&(t * 2.0).unwrap()));
         let widened = sources.each_ref().map(wide);
         let (got, want) = (run(sources.each_ref(), spec), run(widened.each_ref(), spec));
         for ((got, want), what) in got.iter().zip(&want).zip(["out", "dq", "dkv", "dpositions"]) {
