@@ -30,11 +30,10 @@ const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 /// [`Error::Input`] when the directory has no vocabulary of a known kind, or a damaged one.
 pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
     let settings = Settings::read(dir)?;
-    let files = ["vocab.txt", "vocab.json"];
-    if let (Some(kind), false) = (settings.sentencepiece(), files.iter().any(|name| dir.join(name).is_file())) {
-        if dir.join(kind.file()).is_file() {
-            return pieces_json(dir, &settings, kind);
-        }
+    let has_vocabulary = ["vocab.txt", "vocab.json"].iter().any(|name| dir.join(name).is_file());
+    let pieces = settings.sentencepiece().filter(|kind| !has_vocabulary && dir.join(kind.file()).is_file());
+    if let Some(kind) = pieces {
+        return pieces_json(dir, &settings, kind);
     }
     let (kind, vocab) = match (dir.join("vocab.txt").is_file(), dir.join("vocab.json").is_file()) {
         (true, _) => (settings.kind(dir, Kind::Bert)?, lines(dir)?),

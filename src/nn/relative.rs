@@ -154,7 +154,8 @@ impl RelativeTable {
 
 fn zero_all(t: &Tensor) -> Result<()> {
     let flat = t.flatten_all()?;
-    zero_ranges(&flat, &[0..flat.elem_count()])
+    let all = 0..flat.elem_count();
+    zero_ranges(&flat, &[all])
 }
 
 /// How a layer's attention uses relative positions.
