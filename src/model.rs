@@ -49,6 +49,8 @@ pub struct TrainingPlan {
     pub eval_tokens: usize,
     /// Of a batch.
     pub rows: usize,
+    /// Tokens of the longest row of all data.
+    pub longest: usize,
     /// Words of the training data, each once, ascending.
     pub words: Vec<u32>,
     /// How many of them an adversarial pass moves at most, keeping what they were.
@@ -114,10 +116,11 @@ impl Model {
     pub fn training_bytes(&self, plan: &TrainingPlan) -> usize {
         let dtype = self.params.space().dtype;
         // Evaluation shares its buffers with the first layer's.
-        let evaluation = self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), dtype);
+        let evaluation =
+            self.encoder.evaluation_bytes(plan.eval_tokens.saturating_sub(plan.tokens), plan.longest, dtype);
         let moved = self.params.moved_bytes(plan.moved_words);
         self.params.training_bytes(&plan.words, plan.page_bytes, plan.weight_decay)
-            + self.encoder.training_bytes(plan.tokens, plan.rows, self.read(), dtype, plan.recompute)
+            + self.encoder.training_bytes([plan.tokens, plan.rows, plan.longest], self.read(), dtype, plan.recompute)
             + evaluation
             + moved
     }

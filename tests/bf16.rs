@@ -13,7 +13,7 @@ use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::DType;
 use common::{dataset, distance, fixture, floats, norm, trainable_in, worst};
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 13] = [
     "classification",
     "pairs",
     "regression",
@@ -25,6 +25,8 @@ const CASES: [&str; 11] = [
     "modernbert",
     "modernbert_mean",
     "modernbert_one",
+    "deberta_v3",
+    "deberta_v2",
 ];
 
 fn skip() -> bool {

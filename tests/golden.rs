@@ -21,7 +21,7 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 14] = [
+const CASES: [&str; 16] = [
     "classification",
     "pairs",
     "regression",
@@ -36,6 +36,8 @@ const CASES: [&str; 14] = [
     "modernbert",
     "modernbert_mean",
     "modernbert_one",
+    "deberta_v3",
+    "deberta_v2",
 ];
 
 #[derive(Deserialize)]
@@ -255,7 +257,7 @@ fn follow(case: &str, curve: &Curve) -> [BTreeMap<String, Vec<f32>>; 2] {
 
 /// Adam divides the key bias's rounding noise by its own size: where it walks means nothing.
 fn walks_on_noise(name: &str) -> bool {
-    ["key.bias", "k_lin.bias", "attn.k.bias"].iter().any(|key| name.ends_with(key))
+    ["key.bias", "k_lin.bias", "attn.k.bias", "pos_key_proj.bias"].iter().any(|key| name.ends_with(key))
 }
 
 /// Updates may differ by 1e-3 of their size: the reference's own are up to 1e-4 from those in f64 (Adam's first steps divide

@@ -14,6 +14,7 @@ pub mod places;
 pub mod reader;
 pub mod sampler;
 mod schema;
+mod sentencepiece;
 pub mod settings;
 pub mod slices;
 pub mod tagging;

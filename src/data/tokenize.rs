@@ -97,7 +97,8 @@ impl Tokenizer {
             Ok(bytes) => Ok((file, bytes)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let bytes = tokenizer_json(dir)?;
-                let found = ["vocab.txt", "vocab.json"].map(|name| dir.join(name)).into_iter().find(|f| f.is_file());
+                let names = ["vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model"];
+                let found = names.map(|name| dir.join(name)).into_iter().find(|f| f.is_file());
                 Ok((found.unwrap_or(file), bytes))
             }
             Err(e) => Err(Error::io(&file, e)),

@@ -1,5 +1,5 @@
-//! The `tokenizer.json` of a directory that has none: what `transformers` would make of BERT's `vocab.txt` or RoBERTa's
-//! `vocab.json` and `merges.txt`, with `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
+//! The `tokenizer.json` of a directory that has none: what `transformers` would make of BERT's `vocab.txt`, RoBERTa's
+//! `vocab.json` and `merges.txt` or a SentencePiece model ([`super::sentencepiece`]), with `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
 //!
 //! Source: `convert_slow_tokenizer.py` and `tokenization_utils_base.py` of `transformers` 4.57.
 
@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::sentencepiece::SentencePiece;
 use crate::error::{Error, Result};
 
 /// A family of tokenizers by the classes that `tokenizer_config.json` or the model's type name.
@@ -29,6 +30,11 @@ const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 /// [`Error::Input`] when the directory has no vocabulary of a known kind, or a damaged one.
 pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
     let settings = Settings::read(dir)?;
+    let has_vocabulary = ["vocab.txt", "vocab.json"].iter().any(|name| dir.join(name).is_file());
+    let pieces = settings.sentencepiece().filter(|kind| !has_vocabulary && dir.join(kind.file()).is_file());
+    if let Some(kind) = pieces {
+        return pieces_json(dir, &settings, kind);
+    }
     let (kind, vocab) = match (dir.join("vocab.txt").is_file(), dir.join("vocab.json").is_file()) {
         (true, _) => (settings.kind(dir, Kind::Bert)?, lines(dir)?),
         (_, true) => (settings.kind(dir, Kind::Roberta)?, object(&dir.join("vocab.json"))?),
@@ -42,17 +48,8 @@ pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
     }
     let special = settings.special(kind);
     let added = settings.added(&special, &vocab);
-    let role = |name: &str| {
-        let content = special.iter().find(|(role, _)| role == name).and_then(|(_, t)| t["content"].as_str());
-        content.unwrap_or_default().to_owned()
-    };
-    let id = |name: &str| {
-        let content = role(name);
-        let own = added.iter().find(|t| t["content"] == content.as_str()).and_then(|t| t["id"].as_u64());
-        let id = own.or_else(|| vocab.get(&content).and_then(Value::as_u64));
-        let found = id.map(|id| (content.clone(), id));
-        found.ok_or_else(|| Error::in_file(dir, format!("its vocabulary has no {content}, the {name}")))
-    };
+    let role = |name: &str| content_of(&special, name);
+    let id = |name: &str| id_of(dir, role(name), name, &added, &vocab);
     let (cls, sep) = (id("cls_token")?, id("sep_token")?);
     let json = match kind {
         Kind::Bert | Kind::Mpnet => json!({
@@ -64,7 +61,7 @@ pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
                 "lowercase": settings.flag("do_lower_case").unwrap_or(true),
             },
             "pre_tokenizer": {"type": "BertPreTokenizer"},
-            "post_processor": template(&cls, &sep, kind == Kind::Mpnet),
+            "post_processor": template(&cls, &sep, 1, kind == Kind::Mpnet),
             "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
             "model": {
                 "type": "WordPiece", "unk_token": role("unk_token"), "continuing_subword_prefix": "##",
@@ -94,11 +91,93 @@ pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
     Ok(json.to_string().into_bytes())
 }
 
+/// The text of a special token.
+fn content_of(special: &[(String, Value)], role: &str) -> String {
+    let content = special.iter().find(|(name, _)| name == role).and_then(|(_, t)| t["content"].as_str());
+    content.unwrap_or_default().to_owned()
+}
+
+/// A special token with its id.
+fn id_of(
+    dir: &Path,
+    content: String,
+    role: &str,
+    added: &[Value],
+    vocab: &Map<String, Value>,
+) -> Result<(String, u64)> {
+    let own = added.iter().find(|t| t["content"] == content.as_str()).and_then(|t| t["id"].as_u64());
+    match own.or_else(|| vocab.get(&content).and_then(Value::as_u64)) {
+        Some(id) => Ok((content, id)),
+        None => Err(Error::in_file(dir, format!("its vocabulary has no {content}, the {role}"))),
+    }
+}
+
+/// The families whose SentencePiece models are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pieces {
+    Deberta,
+    XlmRoberta,
+}
+
+impl Pieces {
+    fn file(self) -> &'static str {
+        if self == Self::Deberta { "spm.model" } else { "sentencepiece.bpe.model" }
+    }
+}
+
+/// The bytes of a `tokenizer.json` by a SentencePiece model.
+fn pieces_json(dir: &Path, settings: &Settings, kind: Pieces) -> Result<Vec<u8>> {
+    let read = SentencePiece::read(&dir.join(kind.file()))?;
+    let is_deberta = kind == Pieces::Deberta;
+    let pieces = if is_deberta { read } else { read.renumbered() };
+    let vocab: Map<_, _> = pieces.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), id.into())).collect();
+    let special = settings.special(if is_deberta { Kind::Bert } else { Kind::Roberta });
+    let mut added = pieces.added();
+    for token in settings.added(&special, &vocab) {
+        match added.iter_mut().find(|known| known["content"] == token["content"]) {
+            Some(known) => *known = token,
+            None => added.push(token),
+        }
+    }
+    added.sort_by_key(|token| token["id"].as_u64());
+    let id = |role: &str| id_of(dir, content_of(&special, role), role, &added, &vocab);
+    let (cls, sep) = (id("cls_token")?, id("sep_token")?);
+    let flag = |name: &str| settings.flag(name).unwrap_or(false);
+    let space = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let spaces = |to: &str| json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": to});
+    let strip = |left: bool| json!({"type": "Strip", "strip_left": left, "strip_right": true});
+    let (mut normalizers, mut pre_tokenizers) = (vec![], vec![]);
+    if is_deberta {
+        normalizers.extend(flag("do_lower_case").then(|| json!({"type": "Lowercase"})));
+        normalizers.push(strip(true));
+        normalizers.extend(pieces.precompiled());
+        normalizers.push(spaces(" "));
+        let isolated = json!({"type": "Punctuation", "behavior": "Isolated"});
+        pre_tokenizers.extend(flag("split_by_punct").then_some(isolated));
+    } else {
+        normalizers.extend(pieces.precompiled());
+        normalizers.extend([strip(false), spaces("▁")]);
+    }
+    pre_tokenizers.push(space.clone());
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
+        "post_processor": template(&cls, &sep, u64::from(is_deberta), !is_deberta),
+        "decoder": space,
+        "model": pieces.model(),
+    });
+    Ok(json.to_string().into_bytes())
+}
+
 fn nothing(dir: &Path) -> Error {
     let sentencepiece = ["sentencepiece.bpe.model", "spiece.model", "spm.model"];
     let how = "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), which writes tokenizer.json";
     let message = match sentencepiece.iter().find(|name| dir.join(name).is_file()) {
-        Some(name) => format!("there is {name}, but this version reads SentencePiece from tokenizer.json only; {how}"),
+        Some(name) => format!(
+            "there is {name}, but this version reads SentencePiece models of DeBERTa-v2 and XLM-RoBERTa only, by the \
+             tokenizer_class or the model_type of the directory; {how}"
+        ),
         None => "there is no tokenizer.json, and no vocab.txt or vocab.json with merges.txt either; a model directory needs \
                  one of them"
             .into(),
@@ -106,14 +185,14 @@ fn nothing(dir: &Path) -> Error {
     Error::in_file(dir.join("tokenizer.json"), message)
 }
 
-/// Around a text and a pair: BERT's with type ids, or RoBERTa's with a second separator before the second text.
-fn template(cls: &(String, u64), sep: &(String, u64), is_double: bool) -> Value {
+/// Around a text and a pair: BERT's, or RoBERTa's with a second separator before the second text, which is of type `second`.
+fn template(cls: &(String, u64), sep: &(String, u64), second: u64, is_double: bool) -> Value {
     let special = |token: &(String, u64), type_id: u64| json!({"SpecialToken": {"id": token.0, "type_id": type_id}});
     let text = |name: &str, type_id: u64| json!({"Sequence": {"id": name, "type_id": type_id}});
     let single = vec![special(cls, 0), text("A", 0), special(sep, 0)];
     let mut pair = single.clone();
     pair.extend(is_double.then(|| special(sep, 0)));
-    pair.extend([text("B", 1), special(sep, 1)]);
+    pair.extend([text("B", second), special(sep, second)]);
     let table: Map<_, _> = [cls, sep]
         .into_iter()
         .map(|(name, id)| (name.clone(), json!({"id": name, "ids": [id], "tokens": [name]})))
@@ -146,6 +225,16 @@ impl Settings {
 
     fn flag(&self, name: &str) -> Option<bool> {
         self.config.get(name).and_then(Value::as_bool)
+    }
+
+    /// Whose SentencePiece models the directory's class or type means.
+    fn sentencepiece(&self) -> Option<Pieces> {
+        let class = self.config.get("tokenizer_class").and_then(Value::as_str).map(|c| c.trim_end_matches("Fast"));
+        match (class, self.model_type.as_deref()) {
+            (Some("DebertaV2Tokenizer"), _) | (None, Some("deberta-v2")) => Some(Pieces::Deberta),
+            (Some("XLMRobertaTokenizer"), _) | (None, Some("xlm-roberta")) => Some(Pieces::XlmRoberta),
+            _ => None,
+        }
     }
 
     fn kind(&self, dir: &Path, by_files: Kind) -> Result<Kind> {

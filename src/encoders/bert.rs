@@ -17,18 +17,19 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
 pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) -> Result<EncoderConfig> {
     let layer = keys.layer(defaults)?;
     let dropout = layer.hidden_dropout[0];
-    let layers = keys.layers("num_hidden_layers", 12)?;
+    let (layers, types) = (keys.layers("num_hidden_layers", 12)?, keys.size_or_none("type_vocab_size", 2)?);
     let head_dropout = keys.rate("classifier_dropout", dropout)?;
     Ok(EncoderConfig {
         class: "Bert",
-        embedding: keys.tables(defaults.vocab, keys.size("type_vocab_size", 2)?, layer.eps)?,
+        embedding: keys.tables(defaults.vocab, types, layer.eps)?,
         embedding_width: layer.hidden,
         embedding_dropout: dropout,
         learns_positions: true,
         positions: Positions::FromZero,
-        reads_types: true,
+        reads_types: types > 0,
         layer,
         bias_buckets: None,
+        relative: None,
         rotary: vec![],
         read: Read::First,
         pooling: Pooling::of_pooler(format!("{prefix}pooler.dense"), head_dropout),
@@ -39,6 +40,7 @@ pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) 
             embeddings: embedding_names(prefix),
             layers: (0..layers).map(|i| layer_names(&format!("{prefix}encoder.layer.{i}"))).collect(),
             bias: String::new(),
+            relative: None,
         },
     })
 }

@@ -37,6 +37,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         reads_types: false,
         layer,
         bias_buckets: None,
+        relative: None,
         rotary: vec![],
         read: Read::First,
         pooling: Pooling {
@@ -53,6 +54,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
             embeddings: bert::embedding_names(prefix),
             layers: layers.collect(),
             bias: String::new(),
+            relative: None,
         },
     })
 }

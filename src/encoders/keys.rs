@@ -61,6 +61,11 @@ impl<'a> Keys<'a> {
         self.up_to(MOST, key, default)
     }
 
+    /// A size that may be 0: of what is not there then.
+    pub fn size_or_none(&self, key: &str, default: usize) -> Result<usize> {
+        if self.get(key, default)? == 0 { Ok(0) } else { self.size(key, default) }
+    }
+
     /// A number of layers: 1 to 1024.
     pub fn layers(&self, key: &str, default: usize) -> Result<usize> {
         self.up_to(MOST_LAYERS, key, default)

@@ -3,6 +3,7 @@
 
 pub mod albert;
 pub mod bert;
+pub mod deberta_v2;
 pub mod distilbert;
 pub mod electra;
 pub mod keys;
@@ -19,9 +20,11 @@ use crate::nn::embeddings::{EmbeddingNames, Embeddings, EmbeddingsShape};
 use crate::nn::layer_shape::{LayerNames, LayerShape, activation_len, scratch_len};
 use crate::nn::params::{Layout, Params, Spec};
 use crate::nn::pooling::Pooling;
+use crate::nn::relative::{PassRelative, RelativeNames, RelativeShape, RelativeTable};
 use crate::nn::rotary::RotaryTable;
 use crate::nn::transformer::{Activations, Layer, Output, Pass, PassBias, PassRotary, Scratch, Selection, Stream};
 use crate::nn::workspace::{Buffer, SLACK};
+use crate::ops::disentangled::GROUPS;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape};
 use crate::ops::rows::{mean_rows, mean_rows_backward};
@@ -32,8 +35,18 @@ use std::borrow::Cow;
 use std::path::Path;
 
 /// The families that this version loads, by `model_type`.
-pub const FAMILIES: &[&str] =
-    &["bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert", "mpnet", "modernbert"];
+pub const FAMILIES: &[&str] = &[
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "modernbert",
+    "deberta-v2",
+];
 
 /// What a family's `config.json` says, in terms that all families share.
 #[derive(Debug, Clone)]
@@ -52,6 +65,8 @@ pub struct EncoderConfig {
     pub layer: LayerShape,
     /// Rows of the table of an attention bias by distance, where there is one.
     pub bias_buckets: Option<usize>,
+    /// Embeddings of relative positions, where the layers attend by them.
+    pub relative: Option<RelativeShape>,
     /// How each layer turns and limits its attention, from the first to the last, where the family does.
     pub rotary: Vec<RotaryLayer>,
     /// What a head for whole rows reads.
@@ -105,6 +120,8 @@ pub struct ModuleNames {
     pub layers: Vec<LayerNames>,
     /// The table of the attention bias, where there is one.
     pub bias: String,
+    /// The embeddings of relative positions, where there are such.
+    pub relative: Option<RelativeNames>,
 }
 
 /// How the tokens of a row are numbered.
@@ -157,6 +174,7 @@ impl EncoderConfig {
             Some("albert") => albert::config(keys),
             Some("mpnet") => mpnet::config(keys),
             Some("modernbert") => modernbert::config(keys),
+            Some("deberta-v2") => deberta_v2::config(keys),
             Some(other) => Err(keys.wrong(format!(
                 "model_type {other:?} is not supported by this version; supported: {}",
                 FAMILIES.join(", ")
@@ -194,10 +212,15 @@ impl EncoderConfig {
     }
 
     /// Whether a parameter's gradient is zero in exact arithmetic: softmax does not see what a key bias adds to all scores of
-    /// a query.
+    /// a query, be it a key of content or of positions. Where queries of positions meet the content's keys, it does.
     pub fn is_without_gradient(&self, name: &str) -> bool {
-        let module = name.strip_suffix(".bias");
-        module.is_some_and(|module| self.names.layers.iter().any(|l| l.key() == Some(module)))
+        let Some(module) = name.strip_suffix(".bias") else { return false };
+        let relative = self.layer.form.relative;
+        let key = |l: &LayerNames| l.key() == Some(module) && relative.is_none_or(|r| !r.position_to_content);
+        let position = |l: &LayerNames| {
+            relative.is_some_and(|r| r.content_to_position) && l.positions.last().is_some_and(|p| p == module)
+        };
+        self.names.layers.iter().any(|l| key(l) || position(l))
     }
 }
 
@@ -278,6 +301,7 @@ impl Input {
             key: self.key,
             learns_below: true,
             bias: None,
+            relative: None,
             window: layer.and_then(|layer| layer.window),
             rotary: table.map(|table| PassRotary { table, positions: &self.positions }),
         }
@@ -295,6 +319,7 @@ pub struct Encoder {
     config: EncoderConfig,
     embeddings: Embeddings,
     bias: Option<DistanceBiasTable>,
+    relative: Option<RelativeTable>,
     /// One a base.
     rotary: Vec<RotaryTable>,
     layers: Vec<Layer>,
@@ -326,6 +351,8 @@ impl Encoder {
         };
         let embeddings = Embeddings::new(layout, shape, &names.embeddings);
         let bias = config.bias_buckets.map(|n| DistanceBiasTable::new(layout, &names.bias, n, layer.heads));
+        let relative = config.relative.zip(names.relative.as_ref());
+        let relative = relative.map(|(shape, names)| RelativeTable::new(layout, shape, names));
         let mut rotary: Vec<RotaryTable> = vec![];
         for RotaryLayer { theta, .. } in &config.rotary {
             if !rotary.iter().any(|t| t.theta == *theta) {
@@ -343,6 +370,7 @@ impl Encoder {
         Self {
             embeddings,
             bias,
+            relative,
             rotary,
             layers,
             config,
@@ -385,8 +413,15 @@ impl Encoder {
         self.recompute = on;
     }
 
-    /// Bytes that the buffers of a training pass take for a batch of `tokens` in `rows` rows, keeping activations or not.
-    pub fn training_bytes(&self, tokens: usize, rows: usize, read: Read, dtype: DType, recompute: bool) -> usize {
+    /// Bytes that the buffers of a training pass take for a batch of `tokens` in `rows` rows of up to `longest`, keeping
+    /// activations or not.
+    pub fn training_bytes(
+        &self,
+        [tokens, rows, longest]: [usize; 3],
+        read: Read,
+        dtype: DType,
+        recompute: bool,
+    ) -> usize {
         let (shape, n) = (&self.config.layer, self.layers.len());
         let full = activation_len(shape, tokens, tokens);
         let queries = read.queries(tokens, rows);
@@ -395,8 +430,9 @@ impl Encoder {
         let outputs = self.embeddings.buffer_len(tokens) + self.output_width() * ((n - 1) * tokens + queries);
         // bf16 weight gradients pack both of their operands.
         let packed = if dtype == DType::BF16 { (shape.hidden + shape.inner) * tokens } else { 0 };
-        let values = kept + outputs + scratch_len(shape, tokens) + packed;
-        dtype.size_in_bytes() * (values + values / SLACK)
+        let [position_values, position_floats] = self.position_len(longest, if recompute { 1 } else { n }, true);
+        let values = kept + outputs + scratch_len(shape, tokens) + packed + position_values;
+        dtype.size_in_bytes() * (values + values / SLACK) + 4 * position_floats
     }
 
     /// Values of a token that a layer leaves to the next: where norms stand first, the sum before the norm too.
@@ -405,11 +441,22 @@ impl Encoder {
         if shape.form.pre_norm { 2 * shape.hidden } else { shape.hidden }
     }
 
-    /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens`.
-    pub fn evaluation_bytes(&self, tokens: usize, dtype: DType) -> usize {
+    /// Values in the activations' format and in f32 that relative positions take for rows of up to `longest` tokens, kept for
+    /// so many layers.
+    fn position_len(&self, longest: usize, layers: usize, backward: bool) -> [usize; 2] {
+        let (Some(shape), Some(form)) = (self.config.relative, self.config.layer.form.relative) else { return [0; 2] };
+        let [kept, scratch] = shape.layer_len(form, longest);
+        let (scratch, sums) = if backward { (scratch, GROUPS * kept) } else { (0, 0) };
+        [layers * kept + scratch, shape.table_len(longest) + sums]
+    }
+
+    /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens` in rows of up to `longest`.
+    pub fn evaluation_bytes(&self, tokens: usize, longest: usize, dtype: DType) -> usize {
         let shape = &self.config.layer;
         let outputs = self.embeddings.buffer_len(tokens) + self.output_width() * tokens;
-        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs)
+        let [position_values, position_floats] = self.position_len(longest, 1, false);
+        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs + position_values)
+            + 4 * position_floats
     }
 
     /// Hidden states `[rows, hidden]` ([`Read::First`], [`Read::Mean`]) or `[tokens, hidden]` in the activations' format, in a
@@ -431,14 +478,16 @@ impl Encoder {
         self.rotary.iter_mut().try_for_each(|table| table.reach(input.longest, params.device()))?;
         let values = self.bias.as_mut().map(|b| b.forward(params, input.longest)).transpose()?;
         let bias = values.as_ref().map(|values| PassBias { values, grad: None });
+        let embedded = self.relative.as_mut().map(|r| r.forward(params, input.longest)).transpose()?;
+        let relative = relative_pass(&self.relative, &embedded, None);
         let (acts, outs) = (if keep && !recompute { n } else { 1 }, if keep { n } else { 1 });
         self.acts.resize_with(self.acts.len().max(acts), Activations::default);
         self.outs.resize_with(self.outs.len().max(outs), Output::default);
         let mut stream = Stream { x, residual: None };
         for (i, layer) in self.layers.iter().enumerate() {
             let (acts, out) = (&mut self.acts[i.min(acts - 1)], &mut self.outs[i.min(outs - 1)]);
-            stream =
-                layer.forward(params, &stream, &Pass { bias, ..input.pass(i, config, &self.rotary) }, acts, out)?;
+            let pass = Pass { bias, relative, ..input.pass(i, config, &self.rotary) };
+            stream = layer.forward(params, &stream, &pass, acts, out)?;
         }
         if read == Read::Mean {
             let mean = self.mean.view(input.cu_seqlens.len() - 1, config.layer.hidden, params.space())?;
@@ -473,8 +522,17 @@ impl Encoder {
         };
         let bias = bias.as_ref().map(|(values, grad)| PassBias { values, grad: grad.as_ref() });
         let bias_grad = bias.and_then(|b| b.grad);
+        let positions = match &mut self.relative {
+            Some(table) => {
+                let positions = table.forward(params, input.longest)?;
+                let grad = params.trains(table.range()).then(|| table.begin_backward(params));
+                (Some(positions), grad.transpose()?)
+            }
+            None => (None, None),
+        };
+        let relative = relative_pass(&self.relative, &positions.0, positions.1.as_ref());
         // Below the first part that learns nobody reads a gradient.
-        let trains_all = trains_embeddings || bias_grad.is_some();
+        let trains_all = trains_embeddings || bias_grad.is_some() || positions.1.is_some();
         let lowest = (0..n).find(|i| trains_all || params.trains(self.layers[*i].range())).unwrap_or(n);
         for i in (lowest..n).rev() {
             let below = match i.checked_sub(1) {
@@ -482,7 +540,7 @@ impl Encoder {
                 None => Stream { x: embedded.clone(), residual: None },
             };
             let learns_below = trains_embeddings || i > lowest;
-            let pass = Pass { learns_below, bias, ..input.pass(i, &self.config, &self.rotary) };
+            let pass = Pass { learns_below, bias, relative, ..input.pass(i, &self.config, &self.rotary) };
             let acts = &mut self.acts[if input.recompute { 0 } else { i }];
             // The last layer's are still there.
             if input.recompute && i + 1 < n {
@@ -496,10 +554,23 @@ impl Encoder {
         if let (Some(table), Some(sums)) = (&self.bias, bias_grad) {
             table.backward(params, sums, accumulate)?;
         }
+        if let (Some(table), Some(sums)) = (&mut self.relative, &positions.1) {
+            table.backward(params, sums, accumulate)?;
+        }
         if !trains_embeddings {
             return Ok(());
         }
         let dropout = input.embedding_dropout(self.config.embedding_dropout);
         Ok(self.embeddings.backward(params, &grad.x, input.index(), dropout, &mut self.scratch, accumulate)?)
     }
+}
+
+/// Relative positions as the layers see them.
+fn relative_pass<'a>(
+    table: &'a Option<RelativeTable>,
+    embeddings: &'a Option<Tensor>,
+    grad: Option<&'a Tensor>,
+) -> Option<PassRelative<'a>> {
+    let (table, embeddings) = (table.as_ref()?, embeddings.as_ref()?);
+    Some(PassRelative { embeddings, grad, distances: table.distances() })
 }

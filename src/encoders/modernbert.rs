@@ -20,6 +20,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         attention_bias: keys.get("attention_bias", false)?,
         feed_forward_bias: keys.get("mlp_bias", false)?,
         norm_bias: keys.get("norm_bias", false)?,
+        relative: None,
     };
     let layer = LayerShape {
         hidden: keys.size("hidden_size", 768)?,
@@ -59,6 +60,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         positions: Positions::WithoutTable(keys.size("max_position_embeddings", 8192)?),
         reads_types: false,
         bias_buckets: None,
+        relative: None,
         rotary: rotary(keys, layers)?,
         read,
         token_head: pooling.clone(),
@@ -75,6 +77,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
             },
             layers: (0..layers).map(|i| layer_names(i, layers)).collect(),
             bias: String::new(),
+            relative: None,
         },
         layer,
     })
@@ -159,6 +162,7 @@ fn layer_names(i: usize, layers: usize) -> LayerNames {
     let inside = |name: &str| format!("{module}.{name}");
     LayerNames {
         projections: vec![inside("attn.Wqkv")],
+        positions: vec![],
         attention_output: inside("attn.Wo"),
         attention_norm: inside("mlp_norm"),
         up: inside("mlp.Wi"),

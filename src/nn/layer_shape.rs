@@ -1,5 +1,6 @@
 //! What a transformer layer is made of: sizes, rates, form and the checkpoint names of its modules.
 
+use super::relative::RelativeForm;
 use crate::ops::gelu::Activation;
 
 /// Sizes and rates that all layers of an encoder share.
@@ -31,6 +32,8 @@ pub struct LayerForm {
     pub attention_bias: bool,
     pub feed_forward_bias: bool,
     pub norm_bias: bool,
+    /// Attention by relative positions too ([`super::relative`]).
+    pub relative: Option<RelativeForm>,
 }
 
 impl LayerForm {
@@ -42,6 +45,7 @@ impl LayerForm {
         attention_bias: true,
         feed_forward_bias: true,
         norm_bias: true,
+        relative: None,
     };
 }
 
@@ -60,6 +64,8 @@ pub struct LayerNames {
     pub module: String,
     /// Query, key and value, or one module that is all three.
     pub projections: Vec<String>,
+    /// Query and key of relative positions, as far as there are such and they have modules of their own.
+    pub positions: Vec<String>,
     pub attention_output: String,
     pub attention_norm: String,
     pub up: String,
@@ -76,7 +82,8 @@ impl LayerNames {
         let ([attention_output, attention_norm], [up, down, output_norm]) =
             (attention.map(inside), feed_forward.map(inside));
         let module = module.to_owned();
-        Self { module, projections, attention_output, attention_norm, up, down, output_norm }
+        let positions = vec![];
+        Self { module, projections, positions, attention_output, attention_norm, up, down, output_norm }
     }
 
     /// The key's module, where it has one of its own.

@@ -5,6 +5,7 @@ pub mod embeddings;
 pub mod layer_shape;
 pub mod params;
 pub mod pooling;
+pub mod relative;
 pub mod rotary;
 pub mod transformer;
 pub mod workspace;

@@ -7,9 +7,11 @@
 
 use super::layer_shape::{LayerNames, LayerShape};
 use super::params::{Init, Layout, Params};
+use super::relative::{PassRelative, RelativeActivations, RelativeProjections, RelativeScratch};
 use super::workspace::{Buffer, Space};
 use crate::ops::attention::{AttentionSpec, DistanceBias, ProjectionGrads, Projections, attention, attention_backward};
 use crate::ops::bias::bias_grad;
+use crate::ops::disentangled::{DisentangledSpec, disentangled_attention, disentangled_attention_backward};
 use crate::ops::dropout::Dropout;
 use crate::ops::gated::{gated, gated_backward};
 use crate::ops::gemm::{Weight, linear, linear_act, linear_act_backward, linear_input_grad, linear_weight_grad};
@@ -48,6 +50,8 @@ pub struct Pass<'a> {
     pub window: Option<usize>,
     /// By what the layer turns its queries and keys.
     pub rotary: Option<PassRotary<'a>>,
+    /// What layers that attend by relative positions read.
+    pub relative: Option<PassRelative<'a>>,
 }
 
 /// Rotary position embedding ([`super::rotary`]).
@@ -119,6 +123,9 @@ struct Offsets {
 pub struct Layer {
     shape: LayerShape,
     at: Offsets,
+    relative: Option<RelativeProjections>,
+    /// Where its part of the arenas ends.
+    end: usize,
     /// Number of the layer; names its dropout sites.
     number: u64,
 }
@@ -134,6 +141,7 @@ pub struct Activations {
     q: Buffer,
     /// The selected rows of the residual, where it is not the input.
     picked_residual: Buffer,
+    relative: RelativeActivations,
     context: Buffer,
     sum1: Buffer,
     norm1: Buffer,
@@ -157,6 +165,7 @@ pub struct Scratch {
     /// The gradients of the input of a layer with a selection, and of its residual.
     full: Buffer,
     full_residual: Buffer,
+    relative: RelativeScratch,
 }
 
 impl Scratch {
@@ -168,6 +177,8 @@ impl Scratch {
 
 /// Dropout sites a layer has.
 const SITES: u64 = 4;
+/// The site of a layer's relative positions is this and its number.
+const POSITION_SITES: u64 = 1 << 32;
 
 impl Layer {
     /// Lays out the parameters of layer `number`.
@@ -199,7 +210,10 @@ impl Layer {
                 bias(&n.output_norm, h, form.norm_bias),
             ]),
         };
-        Self { shape: shape.clone(), at, number: number as u64 }
+        let content = [at.qkv_weight, at.qkv_bias];
+        let relative = form.relative.map(|form| RelativeProjections::new(layout, form, h, &n.positions, content));
+        let end = layout.arena_len();
+        Self { shape: shape.clone(), at, relative, end, number: number as u64 }
     }
 
     /// This layer once more, as layer `number`: the same parameters, dropout of its own.
@@ -209,7 +223,7 @@ impl Layer {
 
     /// The layer's part of the arenas.
     pub fn range(&self) -> Range<usize> {
-        self.at.qkv_weight..self.at.down_norm + 3 * self.shape.hidden
+        self.at.qkv_weight..self.end
     }
 
     /// The norm behind the second sum, where norms stand first: it is the layer's above, or comes after the last.
@@ -269,7 +283,7 @@ impl Layer {
         let (n, residual) = self.project(params, input, pass, acts)?;
         let (q, k, v) = self.projections(acts, pass, space)?;
         let context = acts.context.view(n, h, space)?;
-        attention(&context, Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass))?;
+        self.attend(params, &context, Projections { q: &q, k: &k, v: &v }, pass, acts)?;
 
         let (sum1, norm1) = (acts.sum1.view(n, h, space)?, acts.norm1.view(n, h, space)?);
         linear(&sum1, &context, &params.linear(at.output_weight, h, h)?, None)?;
@@ -343,6 +357,61 @@ impl Layer {
     fn query_and_key_value(&self, params: &Params) -> Result<[Weight; 2]> {
         let (h, at) = (self.shape.hidden, self.at.qkv_weight);
         Ok([params.linear(at, h, h)?, params.linear(at + h * h, 2 * h, h)?])
+    }
+
+    /// From queries, keys and values to the context.
+    fn attend(
+        &self,
+        params: &Params,
+        context: &Tensor,
+        projections: Projections<'_>,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+    ) -> Result<()> {
+        let spec = self.attention_spec(pass);
+        let (Some(relative), Some(from)) = (&self.relative, &pass.relative) else {
+            return attention(context, projections, spec);
+        };
+        let positions = relative.forward(params, from, self.position_dropout(pass), &mut acts.relative)?;
+        disentangled_attention(context, projections, &positions, disentangled(spec, relative, from))
+    }
+
+    /// From the gradient of the context to those of queries, keys and values, and of the positions in `scratch`.
+    fn attend_backward(
+        &self,
+        params: &Params,
+        to: ProjectionGrads<'_>,
+        dcontext: &Tensor,
+        projections: Projections<'_>,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scratch: &mut RelativeScratch,
+    ) -> Result<()> {
+        let (spec, space) = (self.attention_spec(pass), params.space());
+        let (Some(relative), Some(from)) = (&self.relative, &pass.relative) else {
+            return attention_backward(to, dcontext, projections, spec);
+        };
+        let positions = relative.projected(from, &mut acts.relative, space)?;
+        let (grad, spec) = (scratch.grad(&positions, space)?, disentangled(spec, relative, from));
+        disentangled_attention_backward(to, &grad, dcontext, projections, &positions, spec)
+    }
+
+    /// Back through the projections of positions, once those of the content have their gradients.
+    fn positions_backward(
+        &self,
+        params: &Params,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        scratch: &mut RelativeScratch,
+        accumulate: bool,
+    ) -> Result<()> {
+        let (Some(relative), Some(from)) = (&self.relative, &pass.relative) else { return Ok(()) };
+        relative.backward(params, from, self.position_dropout(pass), &mut acts.relative, scratch, accumulate)
+    }
+
+    /// The dropout of the relative positions before their projection.
+    fn position_dropout(&self, pass: &Pass<'_>) -> Dropout {
+        pass.dropout(self.shape.hidden_dropout[0], POSITION_SITES + self.number)
     }
 
     fn attention_spec<'a>(&self, pass: &Pass<'a>) -> AttentionSpec<'a> {
@@ -470,18 +539,20 @@ impl Layer {
         let (h, space, at) = (self.shape.hidden, params.space(), &self.at);
         let (tokens, n) = (tokens(pass.cu_seqlens), dcontext.dim(0)?);
         let (q, k, v) = self.projections(acts, pass, space)?;
-        let (projections, spec) = (Projections { q: &q, k: &k, v: &v }, self.attention_spec(pass));
+        let projections = Projections { q: &q, k: &k, v: &v };
         let (db, has_bias) = (params.grad(at.qkv_bias, &[3 * h])?, self.shape.form.attention_bias);
         // Where the input is the residual too, one gradient is theirs.
         let is_residual = !self.shape.form.pre_norm || self.number == 0;
         let Some(selection) = pass.selection else {
             let dqkv = scratch.qkv.view(tokens, 3 * h, space)?;
-            attention_backward(ProjectionGrads::Fused(&dqkv), dcontext, projections, spec)?;
+            let to = ProjectionGrads::Fused(&dqkv);
+            self.attend_backward(params, to, dcontext, projections, pass, acts, &mut scratch.relative)?;
             self.turn(&dqkv.narrow(1, 0, 2 * h)?, pass.rotary.map(|r| r.positions), pass, true)?;
             if has_bias {
                 bias_grad(&db, &dqkv, accumulate)?;
             }
             weight_grad(params, at.qkv_weight, &dqkv, x, accumulate)?;
+            self.positions_backward(params, pass, acts, &mut scratch.relative, accumulate)?;
             let dx = if is_residual { dresidual.clone() } else { scratch.a.view(tokens, h, space)? };
             if pass.learns_below {
                 linear_input_grad(&dx, &dqkv, &params.linear(at.qkv_weight, 3 * h, h)?, is_residual)?;
@@ -489,7 +560,8 @@ impl Layer {
             return Ok(Stream { x: dx, residual: (!is_residual).then_some(dresidual) });
         };
         let (dq, dkv) = (scratch.q.view(n, h, space)?, scratch.qkv.view(tokens, 2 * h, space)?);
-        attention_backward(ProjectionGrads::Split { dq: &dq, dkv: &dkv }, dcontext, projections, spec)?;
+        let to = ProjectionGrads::Split { dq: &dq, dkv: &dkv };
+        self.attend_backward(params, to, dcontext, projections, pass, acts, &mut scratch.relative)?;
         self.turn(&dq, Some(&selection.positions), pass, true)?;
         self.turn(&dkv.narrow(1, 0, h)?, pass.rotary.map(|r| r.positions), pass, true)?;
         if has_bias {
@@ -498,6 +570,7 @@ impl Layer {
         }
         weight_grad(params, at.qkv_weight, &dq, &acts.picked.view(n, h, space)?, accumulate)?;
         weight_grad(params, at.qkv_weight + h * h, &dkv, x, accumulate)?;
+        self.positions_backward(params, pass, acts, &mut scratch.relative, accumulate)?;
         let dx = scratch.full.view(tokens, h, space)?;
         if !pass.learns_below {
             return Ok(Stream { x: dx, residual: None });
@@ -516,6 +589,19 @@ impl Layer {
         dfull.zero_set()?;
         add_rows(&dfull, &dresidual, &selection.index)?;
         Ok(Stream { x: dx, residual: Some(dfull) })
+    }
+}
+
+fn disentangled<'a>(
+    attention: AttentionSpec<'a>,
+    relative: &RelativeProjections,
+    from: &PassRelative<'a>,
+) -> DisentangledSpec<'a> {
+    DisentangledSpec {
+        attention,
+        distances: from.distances,
+        content_to_position: relative.form.content_to_position,
+        position_to_content: relative.form.position_to_content,
     }
 }
 

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod average;
 pub mod bias;
 pub mod cpu;
+pub mod disentangled;
 pub mod distance_bias;
 pub mod dropout;
 pub mod embedding;

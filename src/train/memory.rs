@@ -31,10 +31,12 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
     let words = data.tokens.distinct();
     let of_window = (tokens * config.gradient_accumulation_steps).min(words.len());
     let (tokens, rows) = (passes * tokens, passes * rows);
+    let longest = scored.iter().copied().chain([data]).flat_map(|data| data.tokens.lengths()).max();
     let plan = TrainingPlan {
         tokens,
         eval_tokens: eval_tokens.max().unwrap_or(0),
         rows,
+        longest: longest.unwrap_or(1),
         words,
         moved_words: if config.fgm_epsilon > 0.0 { of_window } else { 0 },
         page_bytes: page_bytes(),

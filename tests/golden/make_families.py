@@ -24,6 +24,8 @@ MODERN = dict(**SIZES | dict(num_hidden_layers=5), max_position_embeddings=MAX_P
               global_rope_theta=500.0, local_rope_theta=50.0, pad_token_id=0, bos_token_id=2, cls_token_id=2,
               eos_token_id=3, sep_token_id=3, reference_compile=False)
 
+RELATIVE = dict(**SIZES, **NO_DROPOUT, relative_attention=True, max_position_embeddings=MAX_POSITIONS, pooler_dropout=0.0)
+
 CASES = {
     "roberta": dict(
         seed=21, rows=PAIR_ROWS, labels=["different", "same"], pieces=PAD_AT_1,
@@ -54,9 +56,19 @@ CASES = {
     "modernbert_one": dict(
         seed=28, family="modernbert", rows=PAIR_ROWS, labels=["different", "same"],
         config=MODERN | dict(num_hidden_layers=1)),
+    # As v3 has it; rows reach far beyond the distances that have a bucket of their own, and one is a single token.
+    "deberta_v3": dict(
+        seed=28, family="deberta-v2", rows=PAIR_ROWS, labels=["different", "same"], bare=[[7]],
+        config=dict(**RELATIVE, pos_att_type="p2c|c2p", share_att_key=True, position_buckets=8,
+                    norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0)),
+    # The options that v3 leaves alone; rows reach beyond the last distance.
+    "deberta_v2": dict(
+        seed=29, family="deberta-v2", rows=PAIR_ROWS, labels=["different", "same"], bare=[[7]],
+        config=dict(**RELATIVE, pos_att_type=["c2p", "p2c"], max_relative_positions=12, type_vocab_size=2,
+                    position_biased_input=True, pooler_hidden_act="tanh")),
 }
 base.MAX_GRAD_NORM |= dict(roberta=1.2, distilbert=1.2, electra=2.0, albert=1.7, mpnet=3.5, modernbert=1.5,
-                      modernbert_mean=3.0, modernbert_one=3.5)
+                      modernbert_mean=3.0, modernbert_one=3.5, deberta_v3=0.8, deberta_v2=1.5)
 
 
 def exact_softmax(x, dim, dtype=None, softmax=torch.nn.functional.softmax):

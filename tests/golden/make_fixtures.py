@@ -100,7 +100,7 @@ CASES = {
 # The families whose tokenizers give token types to their models.
 READS_TYPES = ["bert", "electra", "albert"]
 # Softmax does not see a shift: no gradient.
-KEY_BIAS = ("key.bias", "k_lin.bias", "attn.k.bias")
+KEY_BIAS = ("key.bias", "k_lin.bias", "attn.k.bias", "pos_key_proj.bias")
 
 # Clipping thresholds between the smallest and the largest gradient norm of the curve: it acts at some steps only.
 CURVES = {
@@ -177,7 +177,7 @@ def collate(rows, config):
     pad = lambda key, fill: torch.tensor([r[key] + [fill] * (longest - len(r[key])) for r in rows])
     mask = torch.tensor([[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows])
     batch = dict(input_ids=pad("input_ids", config.pad_token_id), attention_mask=mask)
-    if config.model_type in READS_TYPES:
+    if config.model_type in READS_TYPES or (config.model_type == "deberta-v2" and config.type_vocab_size > 0):
         batch["token_type_ids"] = pad("token_type_ids", 0)
     return batch
 
@@ -298,6 +298,8 @@ def make_case(name, case):
         e = {key: value[0] for key, value in e.items()}
         row = dict(text=text) if pair is None else dict(text=text, text_pair=pair)
         rows.append(row | dict(label=label, input_ids=e["input_ids"], token_type_ids=e["token_type_ids"]))
+    for ids in case.get("bare", []):
+        rows.append(dict(text="", label=0, input_ids=ids, token_type_ids=[0] * len(ids)))
     write_json(folder / "batch.json", rows)
     lengths = [len(r["input_ids"]) for r in rows]
     assert max(lengths) == MAX_POSITIONS and min(lengths) < 6, lengths

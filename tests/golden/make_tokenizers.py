@@ -8,10 +8,13 @@ larger set for the ignored test of tests/tokenizers.rs:
 """
 import argparse
 import json
+import io
 import pathlib
 import random
 import shutil
+import tempfile
 
+import sentencepiece
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
@@ -108,6 +111,32 @@ def ties():
     return tokenizer, texts
 
 
+def sentencepiece_models(texts, size):
+    """DeBERTa's, with settings of its own, and XLM-RoBERTa's; SentencePiece's own normaliser in both."""
+    # A few rules instead of all of nmt_nfkc, which would make 300 kB of each model.
+    rules = {"ﬁ": "fi", "ﬀ": "ff", "½": "1⁄2", "，": ",", "\u00a0": " ", "\t": " ", "\u2028": " ", "\u200b": ""}
+    spelled = lambda text: " ".join(f"{ord(c):X}" for c in text)
+    table = pathlib.Path(tempfile.mkdtemp()) / "rules.tsv"
+    table.write_text("".join(f"{spelled(a)}\t{spelled(b)}\n" for a, b in rules.items()))
+
+    def model(**settings):
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=out, vocab_size=size, hard_vocab_limit=False, num_threads=1,
+            minloglevel=2, **settings)
+        return out.getvalue()
+
+    deberta = model(pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+                    unk_piece="[UNK]", user_defined_symbols=["<ent>"], normalization_rule_tsv=str(table))
+    plain = model(pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+                  unk_piece="[UNK]", normalization_rule_name="identity")
+    xlm = model(unk_id=0, bos_id=1, eos_id=2, normalization_rule_tsv=str(table))
+    yield "spm_deberta", "deberta-v2", "spm.model", deberta, dict(do_lower_case=False, vocab_type="spm")
+    yield "spm_deberta_options", "deberta-v2", "spm.model", plain, dict(
+        do_lower_case=True, split_by_punct=True, tokenizer_class="DebertaV2Tokenizer")
+    yield "spm_xlm_roberta", "xlm-roberta", "sentencepiece.bpe.model", xlm, None
+
+
 def expect(folder, rows, max_length):
     """The ids of single rows, and of each row with the next as its pair."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -157,6 +186,14 @@ def main():
             tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
             unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"))
         expect(folder, rows, max_length)
+    for name, family, file, model, config in sentencepiece_models(texts, 8_000 if args.texts else 200):
+        folder = args.out / name
+        folder.mkdir()
+        (folder / file).write_bytes(model)
+        write(folder / "config.json", dict(model_type=family))
+        if config:
+            write(folder / "tokenizer_config.json", config)
+        expect(folder, texts, max_length)
     size = sum(f.stat().st_size for f in args.out.rglob("*") if f.is_file())
     print(f"{args.out}: {size / 1000:.0f} kB")
 

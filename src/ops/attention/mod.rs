@@ -4,6 +4,9 @@
 mod cpu;
 #[cfg(gpu)]
 mod cuda;
+pub(super) mod tiles;
+
+pub(super) use cpu::head_dropout;
 
 use crate::ops::dropout::Dropout;
 #[cfg(gpu)]
@@ -95,7 +98,7 @@ struct Forward<'a>(AttentionSpec<'a>);
 struct Backward<'a>(AttentionSpec<'a>);
 
 /// Checks the prefix sums and shapes (rows, columns) of queries, keys and values; gives (queries, tokens, hidden).
-fn check(
+pub(super) fn check(
     name: &str,
     spec: &AttentionSpec<'_>,
     (queries, hidden): (usize, usize),
@@ -136,7 +139,20 @@ fn extras<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<c
         (Some(_), Some((values, rest))) => (Some(bias(name, spec, values)?), rest),
         (Some(_), None) => bail!("{name}: a bias without values"),
     };
-    let queries = src.first().map(Src::u32).transpose()?;
+    let queries = match src.first() {
+        None if bias.is_none() && spec.window.is_none() => None,
+        queries => query_rows(name, spec, queries)?,
+    };
+    Ok(cpu::Extras { bias, window: spec.window, queries, first: 0 })
+}
+
+/// The queries' rows in the batch, each inside its own row; all rows without.
+pub(super) fn query_rows<'a>(
+    name: &str,
+    spec: &AttentionSpec<'_>,
+    queries: Option<&Src<'a>>,
+) -> Result<Option<&'a [u32]>> {
+    let queries = queries.map(Src::u32).transpose()?;
     let inside = |queries: &[u32]| {
         let rows = spec.cu_queries.windows(2).zip(spec.cu_keys.windows(2));
         queries.len() == spec.cu_queries.last().map_or(0, |&n| n as usize)
@@ -144,11 +160,10 @@ fn extras<'a>(name: &str, spec: &AttentionSpec<'_>, src: &[Src<'a>]) -> Result<c
                 .into_iter()
                 .all(|(q, k)| queries[q[0] as usize..q[1] as usize].iter().all(|i| (k[0]..k[1]).contains(i)))
     };
-    let known = queries.map_or(spec.cu_queries == spec.cu_keys, inside);
-    if (bias.is_some() || spec.window.is_some()) && !known {
-        bail!("{name}: a bias or a window does not know where the queries stand");
+    if !queries.map_or(spec.cu_queries == spec.cu_keys, inside) {
+        bail!("{name}: it does not know where the queries stand");
     }
-    Ok(cpu::Extras { bias, window: spec.window, queries, first: 0 })
+    Ok(queries)
 }
 
 fn bias<'a>(name: &str, spec: &AttentionSpec<'_>, values: &Src<'a>) -> Result<cpu::Bias<'a>> {
@@ -170,7 +185,7 @@ impl Kernel for Forward<'_> {
             bail!("attention: output [{}, {}] for [{queries}, {hidden}]", out.rows, out.cols);
         }
         by_format!(out, T => {
-            let to = cpu::MatrixMut::<T> { stride: out.stride, at: out.values()?.as_mut_ptr() };
+            let to = tiles::MatrixMut::<T> { stride: out.stride, at: out.values()?.as_mut_ptr() };
             let (q, k, v) = (source::<T>(q)?, source::<T>(k)?, source::<T>(v)?);
             // SAFETY: shapes and prefix sums were checked against the views above.
             unsafe { cpu::forward(to, q, k, v, hidden, &self.0, extras) };
@@ -184,13 +199,13 @@ impl Kernel for Forward<'_> {
     }
 }
 
-fn source<T: Real>(s: &Src<'_>) -> Result<cpu::Matrix<T>> {
-    Ok(cpu::Matrix { at: s.values()?.as_ptr(), stride: s.stride })
+pub(super) fn source<T: Real>(s: &Src<'_>) -> Result<tiles::Matrix<T>> {
+    Ok(tiles::Matrix { at: s.values()?.as_ptr(), stride: s.stride })
 }
 
 /// The columns of a destination from `skip` on.
-fn columns<T: Real>(d: &mut Dst<'_>, skip: usize) -> Result<cpu::MatrixMut<T>> {
-    Ok(cpu::MatrixMut { stride: d.stride, at: d.values::<T>()?[skip..].as_mut_ptr() })
+pub(super) fn columns<T: Real>(d: &mut Dst<'_>, skip: usize) -> Result<tiles::MatrixMut<T>> {
+    Ok(tiles::MatrixMut { stride: d.stride, at: d.values::<T>()?[skip..].as_mut_ptr() })
 }
 
 impl Kernel for Backward<'_> {

@@ -4,7 +4,11 @@
 //! The generator is a 32-bit integer mix (`rng::bits`), which vectorises where Philox would cost more than the loop
 //! around it.
 
+use crate::ops::cpu::{Shared, for_chunks, simd};
+use crate::ops::real::Real;
+use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use crate::rng::{bits, splitmix};
+use candle_core::{Result, Tensor, bail};
 
 /// The dropout of one site in one forward pass, the same again in its backward pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,6 +63,62 @@ impl Dropout {
     }
 }
 
+/// `y = dropout(x)`, added to `y` if `add`; both dense and of one size, each in f32 or bf16. The first element is the site's
+/// element `first`, and the others follow it.
+pub fn masked(y: &Tensor, x: &Tensor, dropout: Dropout, first: u32, add: bool) -> Result<()> {
+    launch(&Masked { dropout, first, add }, &[y], &[x])
+}
+
+struct Masked {
+    dropout: Dropout,
+    first: u32,
+    add: bool,
+}
+
+impl Kernel for Masked {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([y], [x]) = (dst, src) else { bail!("dropout: one destination, one source") };
+        by_format!(y, Y => by_format!(x, X => self.run(y.values::<Y>()?, x.values::<X>()?)))
+    }
+}
+
+impl Masked {
+    fn run<Y: Real, X: Real>(&self, y: &mut [Y], x: &[X]) -> Result<()> {
+        if y.len() != x.len() {
+            bail!("dropout: {} values of {}", y.len(), x.len());
+        }
+        let (n, all) = (y.len(), Shared::new(y));
+        for_chunks(n, GRAIN, |_, r| {
+            let mut room = [0f32; PART];
+            for start in r.clone().step_by(PART) {
+                let part = start..r.end.min(start + PART);
+                // SAFETY: chunks are disjoint.
+                let y = unsafe { all.range(part.clone()) };
+                let x = X::widen(&x[part.clone()], &mut room[..part.len()]);
+                add_masked(y, x, self.dropout, self.first.wrapping_add(start as u32), self.add);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Values a thread gets at least, and values widened at once.
+const GRAIN: usize = 1 << 14;
+const PART: usize = 1 << 10;
+
+simd! {
+    fn add_masked[T](y: &mut [T], x: &[f32], drop: Dropout, first: u32, add: bool) {
+        for (i, (y, x)) in y.iter_mut().zip(x).enumerate() {
+            let x = if drop.is_off() { *x } else { *x * drop.factor(first.wrapping_add(i as u32)) };
+            *y = T::from_f32(if add { y.to_f32() + x } else { x });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +149,27 @@ mod tests {
         }
         assert_eq!(Dropout::new(0.0, 1), Dropout::OFF);
         assert!((0..100).all(|i| Dropout::OFF.factor(i) == 1.0));
+    }
+
+    #[test]
+    fn masks_between_formats_follow_the_numbering() {
+        use crate::ops::testing::{bf16, flat, matrix};
+        for (rows, cols, p, first) in [(1, 1, 0.0, 0), (3, 700, 0.3, u32::MAX - 5), (40, 1000, 0.5, 7)] {
+            let (drop, x) = (Dropout::new(p, 5), matrix(rows, cols, 1));
+            let want = |x: &[f32]| -> Vec<f32> {
+                x.iter().enumerate().map(|(i, v)| v * drop.factor(first.wrapping_add(i as u32))).collect()
+            };
+            let (y, start) = (matrix(rows, cols, 2), flat(&matrix(rows, cols, 2)));
+            masked(&y, &x, drop, first, false).unwrap();
+            assert_eq!(flat(&y), want(&flat(&x)));
+            let y = matrix(rows, cols, 2);
+            masked(&y, &bf16(&x), drop, first, true).unwrap();
+            let sum: Vec<f32> = start.iter().zip(want(&flat(&bf16(&x)))).map(|(a, b)| a + b).collect();
+            assert_eq!(flat(&y), sum);
+            let y = bf16(&y);
+            masked(&y, &x, Dropout::OFF, first, false).unwrap();
+            assert_eq!(flat(&y), flat(&bf16(&x)));
+        }
+        assert!(masked(&matrix(2, 3, 1), &matrix(3, 3, 1), Dropout::OFF, 0, true).is_err());
     }
 }
