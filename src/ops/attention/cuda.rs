@@ -1,4 +1,5 @@
-//! CUDA bodies: a grid of (tile, head, row), so no batch is padded; tiles beyond a row's end do nothing.
+//! CUDA bodies: a grid of (tile, head, row), so no batch is padded; tiles beyond a row's end do nothing. In bf16 on tensor
+//! cores where the head and the places of its rows allow it, else as f32.
 
 use super::{AttentionSpec, Backward, Forward};
 use crate::ops::gpu::{Args, Gpu, Grid, Memory, THREADS, View, of};

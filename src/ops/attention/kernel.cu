@@ -362,9 +362,17 @@ template <class T> __device__ void attention_bias_grad(const Args &a) {
             int place = p.place(i), j = place + distance;
             if (j < 0 || !p.sees(place, j)) continue;
             float s = 0.0f, dp = 0.0f;
-            for (int x = 0; x < p.d; x++) {
-                s += load(q.at[(u64)i * q.stride + x]) * load(k.at[(u64)j * k.stride + x]);
-                dp += load(o.at[(u64)i * o.stride + x]) * load(v.at[(u64)j * v.stride + x]);
+            for (int x = 0; x < p.d; x += CHUNK) {
+                float qs[CHUNK], ks[CHUNK], os[CHUNK], vs[CHUNK];
+                load_chunk(qs, q.at + (u64)i * q.stride + x, p.d - x);
+                load_chunk(ks, k.at + (u64)j * k.stride + x, p.d - x);
+                load_chunk(os, o.at + (u64)i * o.stride + x, p.d - x);
+                load_chunk(vs, v.at + (u64)j * v.stride + x, p.d - x);
+#pragma unroll
+                for (int c = 0; c < CHUNK; c++) {
+                    s += qs[c] * ks[c];
+                    dp += os[c] * vs[c];
+                }
             }
             s = s * p.scale + p.offset(place, j) - logs[p.stats + i];
             sum += expf(s) * (dp * p.kept(i, j) - means[p.stats + i]);

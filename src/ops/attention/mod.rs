@@ -70,7 +70,7 @@ pub enum ProjectionGrads<'a> {
 }
 
 /// `out[queries, hidden] = dropout(softmax(q·kᵀ / √head_dim + bias))·v`, head by head. All in f32 or all in bf16; the products are f32
-/// in both. A window leaves keys out of the softmax.
+/// in both, but that tensor cores take the weights of a sum in bf16. A window leaves keys out of the softmax.
 pub fn attention<'a>(out: &Tensor, p: Projections<'a>, spec: AttentionSpec<'a>) -> Result<()> {
     launch(&Forward(spec), &[out], &spec.with_extras([p.q, p.k, p.v]))
 }

@@ -111,6 +111,15 @@ template <int N> __device__ void to_scores(float (&s)[N / 8][4], const Pair &p, 
         }
 }
 
+// Dropout on a tile of the lane's two queries, `first` and the one eight below.
+template <int N> __device__ void drop_some(float (&x)[N / 8][4], const Pair &p, int first, int at) {
+    if (!p.drop.threshold) return;
+#pragma unroll
+    for (int n = 0; n < N / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) x[n][i] *= p.kept(first + i / 2 * 8, at + 8 * n + threadIdx.x % 4 * 2 + i % 2);
+}
+
 // The maxima of rows with another tile's scores, and what that leaves of earlier sums.
 template <int N> __device__ void raise(float (&top)[2], float (&shrink)[2], const float (&s)[N / 8][4]) {
 #pragma unroll
@@ -163,8 +172,8 @@ template <int D> __device__ void forward_tensor(const Args &a) {
             for (int i = 0; i < 4; i++) {
                 s[n][i] = power_of_2(s[n][i] - top[i / 2]);
                 total[i / 2] += s[n][i];
-                s[n][i] *= p.kept(mine + i / 2 * 8, at + 8 * n + lane % 4 * 2 + i % 2);
             }
+        drop_some<KEYS>(s, p, mine, at);
 #pragma unroll
         for (int n = 0; n < D / 8; n++)
 #pragma unroll
@@ -175,7 +184,8 @@ template <int D> __device__ void forward_tensor(const Args &a) {
     put<D>((bf16 *)a.p[8] + (u64)p.q0 * a.n[9] + column, a.n[9], sum, inverse, mine, p.queries, p.d);
 }
 
-// As `backward_queries` in kernel.cu: all keys pass by twice, first for the logarithms and means, then for dq.
+// As `backward_queries` in kernel.cu: all keys pass by twice, first for the logarithms and means, then for dq; but where they
+// are one tile, as in batches of short texts, its scores are still there.
 template <int D> __device__ void backward_queries_tensor(const Args &a) {
     int head = blockIdx.y, row = blockIdx.z, first = blockIdx.x * ROWS, column = head * a.n[4];
     Pair p = pair_of(a, head, row);
@@ -192,7 +202,7 @@ template <int D> __device__ void backward_queries_tensor(const Args &a) {
     hold<D>(o, tiles + (ROWS + 16 * warp) * WIDTH);
     __syncthreads();
     p.seen_by(first, ROWS, from, to);
-    int count = from < to ? (to - from + KEYS - 1) / KEYS : 0;
+    int count = from < to ? (to - from + KEYS - 1) / KEYS : 0, steps = count == 1 ? 1 : 2 * count;
     auto begin_tile = [&](int step) {
         int at = from + step % count * KEYS, stage = step % 2;
         begin_fetch<D>(tiles + 2 * stage * KEYS * WIDTH, k, at, KEYS, p.keys, p.d);
@@ -201,10 +211,10 @@ template <int D> __device__ void backward_queries_tensor(const Args &a) {
     int place[2] = {p.place(mine), p.place(mine + 8)};
     float top[2] = {LOWEST, LOWEST}, total[2] = {0.0f, 0.0f}, mean[2] = {0.0f, 0.0f}, sum[D / 8][4] = {};
     if (count > 0) begin_tile(0);
-    for (int step = 0; step < 2 * count; step++) {
+    for (int step = 0; step < steps; step++) {
         end_copies();
         __syncthreads();
-        if (step + 1 < 2 * count) begin_tile(step + 1);
+        if (step + 1 < steps) begin_tile(step + 1);
         if (first + 16 * warp >= p.queries) continue; // of the whole warp
         int at = from + step % count * KEYS;
         const bf16 *ks = tiles + step % 2 * 2 * KEYS * WIDTH, *vs = ks + KEYS * WIDTH;
@@ -212,12 +222,7 @@ template <int D> __device__ void backward_queries_tensor(const Args &a) {
         against<D, KEYS>(s, q, ks);
         against<D, KEYS>(dp, o, vs);
         to_scores<KEYS>(s, p, place, at);
-        if (p.drop.threshold) {
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) dp[n][i] *= p.kept(mine + i / 2 * 8, at + 8 * n + lane % 4 * 2 + i % 2);
-        }
+        drop_some<KEYS>(dp, p, mine, at);
         if (step < count) {
             float shrink[2];
             raise<KEYS>(top, shrink, s);
@@ -241,7 +246,7 @@ template <int D> __device__ void backward_queries_tensor(const Args &a) {
                 mean[half] = row_sum(mean[half]) / total[half];
                 top[half] += log2f(total[half]);
             }
-            continue;
+            if (count > 1) continue;
         }
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++)
@@ -327,5 +332,5 @@ template <int D> __device__ void backward_keys_tensor(const Args &a) {
     TENSOR_KERNEL(attention_backward_queries, backward_queries, D, backward_blocks)         \
     TENSOR_KERNEL(attention_backward_keys, backward_keys, D, backward_blocks)
 TENSOR_KERNELS(32, 4, 3)
-TENSOR_KERNELS(64, 4, 3)
+TENSOR_KERNELS(64, 3, 3)
 TENSOR_KERNELS(128, 3, 2)

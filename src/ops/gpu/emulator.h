@@ -102,13 +102,18 @@ template <class T> T exchange(T mine, int lane) {
     return other;
 }
 
-// What all lanes of the calling one's warp put in: `lane(i)` is lane i's.
-template <class T> static const T &lane(int i) { return *(const T *)slots[current / 32 * 32 + i]; }
-
+// Shows the warp what its lanes have, until all of them wait again.
 template <class T> static void show(const T &mine) {
     static_assert(sizeof(T) <= sizeof slots[0], "room of a slot");
     memcpy(slots[current], &mine, sizeof mine);
     wait_warp();
+}
+
+// What lane i showed.
+template <class T> static T lane(int i) {
+    T shown;
+    memcpy(&shown, slots[current / 32 * 32 + i], sizeof shown);
+    return shown;
 }
 
 static void copy_now(const Copy &c) {
