@@ -436,6 +436,28 @@ pub(crate) mod testing {
         }
     }
 
+    /// That a bf16 result is the f32 one of the same inputs, row by row, but for what weights rounded to bf16 on the way leave,
+    /// as tensor cores take them.
+    pub fn near(got: &Tensor, want: &Tensor, what: &str) {
+        assert_eq!((got.dtype(), got.dims()), (DType::BF16, want.dims()), "{what}");
+        let columns = want.dims()[1];
+        for (row, (g, w)) in flat(got).chunks(columns).zip(flat(want).chunks(columns)).enumerate() {
+            let size = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
+            let (off, whole) = (size(&mut g.iter().zip(w).map(|(g, w)| g - w)), size(&mut w.iter().copied()));
+            assert!(off <= 0.01 * whole + 1e-5, "{what}, row {row}: {off} of {whole}");
+        }
+    }
+
+    /// That an index outside its table is refused; on a device, which nobody waits for, that it makes the output NaN.
+    pub fn refuses(result: candle_core::Result<()>, output: &Tensor) {
+        if super::on_gpu(output.device()) {
+            result.unwrap();
+            assert!(flat(output).iter().any(|v| v.is_nan()));
+        } else {
+            assert!(result.is_err());
+        }
+    }
+
     pub fn close(got: &[f32], want: &[f64], tolerance: f64, what: &str) {
         assert_eq!(got.len(), want.len(), "{what}: length");
         for (i, (g, w)) in got.iter().zip(want).enumerate() {

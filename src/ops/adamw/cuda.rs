@@ -5,11 +5,17 @@ use crate::ops::gpu::{Args, Gpu, Grid, Memory, View};
 use candle_core::{DType, Result, bail};
 
 /// Segments as the kernels read them, and how many blocks they make; what is a segment's own of a step is zero without one.
-fn table(gpu: &Gpu<'_>, segments: &[Segment], step: Option<&AdamWStep>, n: usize) -> Result<(Memory, usize, usize)> {
+pub fn table(
+    name: &str,
+    gpu: &Gpu<'_>,
+    segments: &[Segment],
+    step: Option<&AdamWStep>,
+    n: usize,
+) -> Result<(Memory, usize, usize)> {
     let (mut words, mut blocks, mut count) = (vec![], 0usize, 0);
     for s in segments.iter().filter(|s| !s.range.is_empty()) {
         if s.range.end > n || u32::try_from(s.range.end).is_err() {
-            bail!("adamw: a segment ends at {} of {n}", s.range.end);
+            bail!("{name}: a segment ends at {} of {n}", s.range.end);
         }
         let own = step.map_or([0; 3], |step| {
             let scalars = step.scalars(s);
@@ -28,7 +34,7 @@ pub(super) fn step(op: &AdamW<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[View]) ->
     for arena in [w, m, v, g] {
         arena.expect("adamw", 1, n, DType::F32)?;
     }
-    let (table, count, blocks) = table(gpu, op.segments, Some(&op.step), n)?;
+    let (table, count, blocks) = table("adamw", gpu, op.segments, Some(&op.step), n)?;
     let pair = |a: f32, b: f32| u64::from(b.to_bits()) << 32 | u64::from(a.to_bits());
     // Alike for all segments.
     let s = op.step.scalars(&Segment::new(0..0, 0.0));
@@ -50,7 +56,7 @@ pub(super) fn squares(segments: &[Segment], gpu: &Gpu<'_>, dst: &[View], src: &[
     let ([out], [g]) = (dst, src) else { bail!("sum_squares: one destination, one source") };
     g.expect("sum_squares", 1, g.cols, DType::F32)?;
     out.expect("sum_squares", 1, 2, DType::F32)?;
-    let (table, count, blocks) = table(gpu, segments, None, g.cols)?;
+    let (table, count, blocks) = table("sum_squares", gpu, segments, None, g.cols)?;
     let partial = gpu.room(8 * blocks)?;
     let args = Args::new(&[partial.at(), g.at, table.at()], &[count])?;
     gpu.launch("block_squares", Grid::new([blocks, 1, 1], 256), args)?;

@@ -1,10 +1,12 @@
-// One launch over all segments, in blocks of 4096 values; and the sum of squares over ranges, cut likewise.
+// One launch over all segments, in blocks of 4096 values; the sum of squares and the moving average over ranges, cut likewise.
 #include "../gpu/common.cuh"
 
 // start, end, number of its first block, and the bits of three f32: what weight decay keeps, the step size, and the inverse
 // root of the second moment's correction
 #define SEGMENT_WORDS 6
 #define BLOCK_VALUES 4096
+// Values of a thread at a time: 16 bytes.
+#define FEW 4
 
 // The segment that a block belongs to, and its part of it.
 __device__ const u32 *part(const u32 *segments, int count, u32 block, u32 &start, u32 &end) {
@@ -32,13 +34,38 @@ extern "C" __global__ void adamw(Args a) {
     float keep = __uint_as_float(s[3]), step_size = __uint_as_float(s[4]), inverse_sqrt_correction2 = __uint_as_float(s[5]);
     float scale = low(a.p[5]), beta1 = high(a.p[5]), one_minus_beta1 = low(a.p[6]), beta2 = high(a.p[6]);
     float one_minus_beta2 = low(a.p[7]), epsilon = high(a.p[7]);
-    for (u32 i = start + threadIdx.x; i < end; i += blockDim.x) {
-        float gi = g[i] * scale;
-        float mi = beta1 * m[i] + one_minus_beta1 * gi;
-        float vi = beta2 * v[i] + one_minus_beta2 * gi * gi;
-        m[i] = mi;
-        v[i] = vi;
-        w[i] = w[i] * keep - step_size * mi / (sqrtf(vi) * inverse_sqrt_correction2 + epsilon);
+    for (u32 i = start + threadIdx.x * FEW; i < end; i += blockDim.x * FEW) {
+        float gs[FEW], ms[FEW], vs[FEW], ws[FEW];
+        load_chunk(gs, g + i, end - i);
+        load_chunk(ms, m + i, end - i);
+        load_chunk(vs, v + i, end - i);
+        load_chunk(ws, w + i, end - i);
+#pragma unroll
+        for (int k = 0; k < FEW; k++) {
+            float gi = gs[k] * scale;
+            ms[k] = beta1 * ms[k] + one_minus_beta1 * gi;
+            vs[k] = beta2 * vs[k] + one_minus_beta2 * gi * gi;
+            ws[k] = ws[k] * keep - step_size * ms[k] / (sqrtf(vs[k]) * inverse_sqrt_correction2 + epsilon);
+        }
+        store_chunk(m + i, ms, end - i);
+        store_chunk(v + i, vs, end - i);
+        store_chunk(w + i, ws, end - i);
+    }
+}
+
+// average += share·(weights − average). p: 0 average, 1 weights, 2 segments; n: 0 their number; f: 0 share
+extern "C" __global__ void average(Args a) {
+    float *to = (float *)a.p[0];
+    const float *w = (const float *)a.p[1];
+    u32 start, end;
+    part((const u32 *)a.p[2], a.n[0], blockIdx.x, start, end);
+    for (u32 i = start + threadIdx.x * FEW; i < end; i += blockDim.x * FEW) {
+        float x[FEW], y[FEW];
+        load_chunk(x, to + i, end - i);
+        load_chunk(y, w + i, end - i);
+#pragma unroll
+        for (int k = 0; k < FEW; k++) x[k] += a.f[0] * (y[k] - x[k]);
+        store_chunk(to + i, x, end - i);
     }
 }
 
@@ -47,7 +74,7 @@ __device__ double block_sum_double(double x) {
     sums[threadIdx.x] = x;
     for (int width = blockDim.x / 2; width > 0; width /= 2) {
         __syncthreads();
-        if (threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
+        if ((int)threadIdx.x < width) sums[threadIdx.x] += sums[threadIdx.x + width];
     }
     __syncthreads();
     return sums[0];
@@ -60,7 +87,12 @@ extern "C" __global__ void block_squares(Args a) {
     u32 start, end;
     part((const u32 *)a.p[2], a.n[0], blockIdx.x, start, end);
     double sum = 0.0;
-    for (u32 i = start + threadIdx.x; i < end; i += blockDim.x) sum += (double)g[i] * g[i];
+    for (u32 i = start + threadIdx.x * FEW; i < end; i += blockDim.x * FEW) {
+        float gs[FEW];
+        load_chunk(gs, g + i, end - i);
+#pragma unroll
+        for (int k = 0; k < FEW; k++) sum += (double)gs[k] * gs[k];
+    }
     sum = block_sum_double(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }

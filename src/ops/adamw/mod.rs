@@ -2,7 +2,7 @@
 //! both moments on all threads.
 
 #[cfg(gpu)]
-mod cuda;
+pub(super) mod cuda;
 
 use crate::ops::cpu::{Shared, lane_sum, madd, simd};
 #[cfg(gpu)]

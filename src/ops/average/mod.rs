@@ -1,7 +1,12 @@
 //! Exponential moving average of a flat arena: one pass over average and weights on all threads.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::adamw::blocks;
 use crate::ops::cpu::{Shared, madd, simd};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::pool::for_each;
 use crate::ops::{Dst, Kernel, Src, launch};
 use candle_core::{Result, Tensor, bail};
@@ -18,6 +23,17 @@ struct Average<'a> {
     ranges: &'a [Range<usize>],
 }
 
+impl Average<'_> {
+    /// Checks the ranges against the sizes of the arenas.
+    fn check(&self, average: usize, weights: usize) -> Result<()> {
+        let ordered = self.ranges.windows(2).all(|r| r[0].end <= r[1].start);
+        if !ordered || average != weights || self.ranges.last().is_some_and(|r| r.end > average) {
+            bail!("average: ranges overlap or leave the arena, or arenas of {average} and {weights} values");
+        }
+        Ok(())
+    }
+}
+
 /// Blocks a task.
 const TASK: usize = 16;
 
@@ -29,10 +45,7 @@ impl Kernel for Average<'_> {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([a], [w]) = (dst, src) else { bail!("average: one destination, one source") };
         let (a, w) = (a.f32()?, w.f32()?);
-        let ordered = self.ranges.windows(2).all(|r| r[0].end <= r[1].start);
-        if !ordered || a.len() != w.len() || self.ranges.last().is_some_and(|r| r.end > a.len()) {
-            bail!("average: ranges overlap or leave the arena, or arenas of {} and {} values", a.len(), w.len());
-        }
+        self.check(a.len(), w.len())?;
         let work: Vec<Range<usize>> = self.ranges.iter().cloned().flat_map(blocks).collect();
         let a = Shared::new(a);
         for_each(work.len().div_ceil(TASK), |task| {
@@ -43,6 +56,11 @@ impl Kernel for Average<'_> {
             }
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::average(self, gpu, dst, src)
     }
 }
 

@@ -7,7 +7,8 @@ pub(super) fn add(gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
     let ([y], [bias]) = (dst, src) else { bail!("add_bias: one destination, one source") };
     bias.expect_values("add_bias", y.cols, DType::F32)?;
     y.expect_dense("add_bias", y.rows, y.cols, DType::F32)?;
-    gpu.launch("epilogue_bias_f32", Grid::columns(y.cols, y.rows), Args::new(&[y.at, bias.at], &[y.cols, y.stride])?)
+    let args = Args::new(&[y.at, bias.at], &[y.rows, y.cols, y.stride])?;
+    gpu.launch("epilogue_bias_f32", Grid::chunks(y.rows, y.cols), args)
 }
 
 pub(super) fn grad(accumulate: bool, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {

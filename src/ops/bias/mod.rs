@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn forward_and_gradient() {
-        for (t, n) in [(1, 1), (5, 3), (100, 37)] {
+        for (t, n) in [(1, 1), (5, 3), (100, 37), (2100, 16)] {
             let (y, b) = (matrix(t, n, 1), vector(n, 2));
             let (y0, bv) = (flat(&y), flat(&b));
             add_bias(&y, &b).unwrap();

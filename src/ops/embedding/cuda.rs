@@ -6,11 +6,6 @@ use crate::ops::gpu::{Args, Gpu, Grid, Memory, THREADS, View, of, rows_per_chunk
 use candle_core::{DType, Result, bail};
 
 fn check(name: &str, shape: &EmbeddingShape, block: &View, index: &[View], tokens: usize, h: usize) -> Result<()> {
-    if shape.positions == 0 {
-        bail!(
-            "{name}: embeddings without positions (rotary models) have no CUDA kernel yet; compute with --device cpu"
-        );
-    }
     block.expect_dense(name, shape.rows(), h, DType::F32)?;
     index.iter().try_for_each(|v| v.expect_values(name, tokens, DType::U32))
 }
@@ -25,7 +20,7 @@ pub(super) fn forward(op: &Forward, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -
     }
     let p = [s.at, y.at, block.at, ids.at, positions.at, types.at];
     let args = Args::new(&p, &[h, shape.vocab, shape.positions, shape.types])?.float(shape.eps).dropout(op.dropout);
-    gpu.launch(&of("embed", s.dtype), Grid::new([tokens, 1, 1], THREADS), args)
+    gpu.launch(&of("embed", s.dtype), Grid::rows(tokens, h)?, args)
 }
 
 pub(super) fn backward(op: &Backward, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
@@ -46,16 +41,18 @@ pub(super) fn backward(op: &Backward, gpu: &Gpu<'_>, dst: &[View], src: &[View])
     let partial = gpu.room(4 * chunks * 2 * h)?;
     let p = [ds.at, partial.at(), dy.at, s.at, row(block.at, norm)];
     let args = Args::new(&p, &[tokens, h, per_chunk])?.float(shape.eps).dropout(op.dropout);
-    gpu.launch(&of("embed_norm_backward", ds.dtype), Grid::new([chunks, 1, 1], THREADS).shared(2 * h)?, args)?;
+    gpu.launch(&of("embed_norm_backward", ds.dtype), Grid::rows(chunks, h)?, args)?;
     sum_partials(gpu, row(dblock.at, norm), &partial, 2 * h, chunks, true)?;
 
-    let order = gpu.room(4 * tokens)?;
+    let order = [gpu.room(4 * tokens)?, gpu.room(4 * tokens)?];
     add_runs(gpu, row(dblock.at, 0), ds, ids, shape.vocab, &order)?;
-    add_runs(gpu, row(dblock.at, shape.vocab), ds, positions, shape.positions, &order)?;
+    if shape.positions > 0 {
+        add_runs(gpu, row(dblock.at, shape.vocab), ds, positions, shape.positions, &order)?;
+    }
     if shape.types > 0 {
         let partial = gpu.room(4 * chunks * shape.types * h)?;
         let args = Args::new(&[partial.at(), ds.at, types.at], &[tokens, h, shape.types, per_chunk])?;
-        gpu.launch(&of("type_sums", ds.dtype), Grid::columns(h, chunks), args)?;
+        gpu.launch(&of("type_sums", ds.dtype), Grid::column_chunks(h, chunks), args)?;
         let table = row(dblock.at, shape.vocab + shape.positions);
         sum_partials(gpu, table, &partial, shape.types * h, chunks, true)?;
     }
@@ -63,10 +60,17 @@ pub(super) fn backward(op: &Backward, gpu: &Gpu<'_>, dst: &[View], src: &[View])
 }
 
 /// Adds each token's gradient to its row of a table, by tokens ordered by `keys`.
-fn add_runs(gpu: &Gpu<'_>, table: u64, ds: &View, keys: &View, limit: usize, order: &Memory) -> Result<()> {
+fn add_runs(
+    gpu: &Gpu<'_>,
+    table: u64,
+    ds: &View,
+    keys: &View,
+    limit: usize,
+    [order, sorted]: &[Memory; 2],
+) -> Result<()> {
     let tokens = ds.rows;
     let by_key = Grid::new([tokens.div_ceil(256), 1, 1], 256);
-    gpu.launch("order_by_key", by_key, Args::new(&[order.at(), keys.at], &[tokens])?)?;
-    let args = Args::new(&[table, ds.at, keys.at, order.at()], &[tokens, ds.cols, limit])?;
+    gpu.launch("order_by_key", by_key, Args::new(&[order.at(), sorted.at(), keys.at], &[tokens])?)?;
+    let args = Args::new(&[table, ds.at, order.at(), sorted.at()], &[tokens, ds.cols, limit])?;
     gpu.launch(&of("add_runs", ds.dtype), Grid::new([tokens, 1, 1], THREADS), args)
 }

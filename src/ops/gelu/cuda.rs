@@ -22,8 +22,8 @@ pub(super) fn forward(act: Activation, gpu: &Gpu<'_>, dst: &[View], src: &[View]
     for v in [u, g] {
         v.expect_dense("bias_act", u.rows, u.cols, DType::F32)?;
     }
-    let args = Args::new(&[u.at, g.at, bias.at], &[u.cols, u.stride, g.stride, act.number()])?;
-    gpu.launch("epilogue_act_f32", Grid::columns(u.cols, u.rows), args)
+    let args = Args::new(&[u.at, g.at, bias.at], &[u.rows, u.cols, u.stride, g.stride, act.number()])?;
+    gpu.launch("epilogue_act_f32", Grid::chunks(u.rows, u.cols), args)
 }
 
 pub(super) fn backward(act: Activation, accumulate: bool, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
@@ -32,7 +32,7 @@ pub(super) fn backward(act: Activation, accumulate: bool, gpu: &Gpu<'_>, dst: &[
     for v in [dg, u] {
         v.expect_dense("bias_act_backward", dg.rows, dg.cols, DType::F32)?;
     }
-    let args = Args::new(&[dg.at, u.at], &[dg.cols, dg.stride, u.stride, act.number()])?;
-    gpu.launch("epilogue_slope_f32", Grid::columns(dg.cols, dg.rows), args)?;
+    let args = Args::new(&[dg.at, u.at], &[dg.rows, dg.cols, dg.stride, u.stride, act.number()])?;
+    gpu.launch("epilogue_slope_f32", Grid::chunks(dg.rows, dg.cols), args)?;
     column_sums(gpu, db.at, *dg, accumulate)
 }

@@ -1,4 +1,5 @@
-// What becomes of a product: the bias, the activation or its slope; one thread a value.
+// What becomes of a product: the bias, the activation or its slope; one thread a chunk of values.
+#pragma once
 #include "../gpu/common.cuh"
 
 // act(x) and act'(x); numbers as `Activation` declares them.
@@ -21,39 +22,50 @@ __device__ void activation(int act, float x, float &value, float &slope) {
     }
 }
 
-// y += bias
+// y += bias. n: 0 rows, 1 columns, 2 stride
 template <class T> __device__ void epilogue_bias(const Args &a) {
-    T *y = (T *)a.p[0];
-    const float *bias = (const float *)a.p[1];
-    int n = a.n[0], stride = a.n[1], j = blockIdx.y * blockDim.x + threadIdx.x;
-    u64 at = (u64)blockIdx.x * stride + j;
-    if (j < n) store(y[at], load(y[at]) + bias[j]);
+    Piece at = piece_of(a.n[0], a.n[1]);
+    if (!at.there) return;
+    T *y = (T *)a.p[0] + (u64)at.row * a.n[2] + at.j;
+    float x[CHUNK], bias[CHUNK];
+    load_chunk(x, y, at.there);
+    load_chunk(bias, (const float *)a.p[1] + at.j, at.there);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) x[i] += bias[i];
+    store_chunk(y, x, at.there);
 }
 KERNEL_OF_BOTH(epilogue_bias)
 
-// u += bias, g = act(u)
+// u += bias, g = act(u). n: 0 rows, 1 columns, 2 and 3 strides of u and g, 4 the activation
 template <class T> __device__ void epilogue_act(const Args &a) {
-    T *u = (T *)a.p[0], *g = (T *)a.p[1];
-    const float *bias = (const float *)a.p[2];
-    int n = a.n[0], j = blockIdx.y * blockDim.x + threadIdx.x;
-    u64 at = (u64)blockIdx.x * a.n[1] + j, at_g = (u64)blockIdx.x * a.n[2] + j;
-    if (j >= n) return;
-    store(u[at], load(u[at]) + bias[j]);
-    float value, slope;
-    activation(a.n[3], load(u[at]), value, slope);
-    store(g[at_g], value);
+    Piece at = piece_of(a.n[0], a.n[1]);
+    if (!at.there) return;
+    T *u = (T *)a.p[0] + (u64)at.row * a.n[2] + at.j;
+    float x[CHUNK], bias[CHUNK], slope;
+    load_chunk(x, u, at.there);
+    load_chunk(bias, (const float *)a.p[2] + at.j, at.there);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) x[i] = as_stored<T>(x[i] + bias[i]);
+    store_chunk(u, x, at.there);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) activation(a.n[4], x[i], x[i], slope);
+    store_chunk((T *)a.p[1] + (u64)at.row * a.n[3] + at.j, x, at.there);
 }
 KERNEL_OF_BOTH(epilogue_act)
 
-// du *= act'(u)
+// du *= act'(u). n: 0 rows, 1 columns, 2 and 3 strides of du and u, 4 the activation
 template <class T> __device__ void epilogue_slope(const Args &a) {
-    T *du = (T *)a.p[0];
-    const T *u = (const T *)a.p[1];
-    int n = a.n[0], j = blockIdx.y * blockDim.x + threadIdx.x;
-    u64 at = (u64)blockIdx.x * a.n[1] + j, at_u = (u64)blockIdx.x * a.n[2] + j;
-    if (j >= n) return;
-    float value, slope;
-    activation(a.n[3], load(u[at_u]), value, slope);
-    store(du[at], load(du[at]) * slope);
+    Piece at = piece_of(a.n[0], a.n[1]);
+    if (!at.there) return;
+    T *du = (T *)a.p[0] + (u64)at.row * a.n[2] + at.j;
+    float x[CHUNK], u[CHUNK], value, slope;
+    load_chunk(x, du, at.there);
+    load_chunk(u, (const T *)a.p[1] + (u64)at.row * a.n[3] + at.j, at.there);
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) {
+        activation(a.n[4], u[i], value, slope);
+        x[i] *= slope;
+    }
+    store_chunk(du, x, at.there);
 }
 KERNEL_OF_BOTH(epilogue_slope)

@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn values_and_gradients() {
         for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
-            for (t, n) in [(1, 1), (3, 7), (50, 33)] {
+            for (t, n) in [(1, 1), (3, 7), (50, 33), (5, 48)] {
                 let scale = 6.0;
                 let (u, bias, dg) = ((matrix(t, n, 1) * scale).unwrap(), vector(n, 2), matrix(t, n, 3));
                 let (x, b, d) = (flat(&u), flat(&bias), flat(&dg));

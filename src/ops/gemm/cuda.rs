@@ -35,22 +35,22 @@ pub(super) fn times_weight(op: &TimesWeight, gpu: &Gpu<'_>, dst: &[View], src: &
     let add = matches!(op.form, Form::Plain { add: true });
     product(gpu, *y, (*a, false), (w, op.is != Source::Rows), add)?;
     drop(copy);
-    let grid = Grid::columns(y.cols, y.rows);
+    let grid = Grid::chunks(y.rows, y.cols);
     match (&op.form, dst, beside) {
         (Form::Plain { .. }, [_], []) => Ok(()),
         (Form::Biased, [_], [bias]) => {
             bias.expect_values(op.name, y.cols, DType::F32)?;
-            gpu.launch(&of("epilogue_bias", y.dtype), grid, Args::new(&[y.at, bias.at], &[y.cols, y.stride])?)
+            gpu.launch(&of("epilogue_bias", y.dtype), grid, Args::new(&[y.at, bias.at], &[y.rows, y.cols, y.stride])?)
         }
         (Form::Act(act), [u, g], [bias]) => {
             bias.expect_values(op.name, u.cols, DType::F32)?;
             g.expect(op.name, u.rows, u.cols, u.dtype)?;
-            let args = Args::new(&[u.at, g.at, bias.at], &[u.cols, u.stride, g.stride, act.number()])?;
+            let args = Args::new(&[u.at, g.at, bias.at], &[u.rows, u.cols, u.stride, g.stride, act.number()])?;
             gpu.launch(&of("epilogue_act", u.dtype), grid, args)
         }
         (Form::Slope(act), [du], [u]) => {
             u.expect(op.name, du.rows, du.cols, du.dtype)?;
-            let args = Args::new(&[du.at, u.at], &[du.cols, du.stride, u.stride, act.number()])?;
+            let args = Args::new(&[du.at, u.at], &[du.rows, du.cols, du.stride, u.stride, act.number()])?;
             gpu.launch(&of("epilogue_slope", du.dtype), grid, args)
         }
         _ => bail!("{}: {} destinations and {} sources", op.name, dst.len(), src.len()),

@@ -1,6 +1,7 @@
 // Runs the kernels on the CPU, block after block: each thread of a block is a fiber, which hands over where it would wait
 // for the others. x86-64 with the System V calling convention. Shared memory begins as NaNs, blocks of odd number run their
-// threads in the opposite order, and a barrier that not all threads reach ends the process with a message.
+// threads in the opposite order and copy to shared memory as late as they may, and a barrier that not all threads reach ends
+// the process with a message.
 #pragma once
 #include <cmath>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #define __global__
 #define __device__ inline
 #define __shared__ static
+#define __launch_bounds__(...)
 #define DYNAMIC_SHARED(T, name) T *name = (T *)emulator::shared
 
 using std::max;
@@ -54,8 +56,11 @@ static char *stacks;
 static void *scheduler;
 static int current, threads, live, arrived, generation, idle;
 static int warp_arrived[MOST / 32], warp_generation[MOST / 32];
-static char slots[MOST][8];
+static char slots[MOST][32];
 static Index block, block_size, grid_size;
+static bool late;
+struct Copy { void *to; const void *from; bool there; };
+static std::vector<Copy> copies[MOST];
 alignas(64) static char shared[SHARED];
 static void (*kernel)(Args);
 static const Args *arguments;
@@ -97,6 +102,29 @@ template <class T> T exchange(T mine, int lane) {
     return other;
 }
 
+// Shows the warp what its lanes have, until all of them wait again.
+template <class T> static void show(const T &mine) {
+    static_assert(sizeof(T) <= sizeof slots[0], "room of a slot");
+    memcpy(slots[current], &mine, sizeof mine);
+    wait_warp();
+}
+
+// What lane i showed.
+template <class T> static T lane(int i) {
+    T shown;
+    memcpy(&shown, slots[current / 32 * 32 + i], sizeof shown);
+    return shown;
+}
+
+static void copy_now(const Copy &c) {
+    if (c.there) memcpy(c.to, c.from, 16);
+    else memset(c.to, 0, 16);
+}
+
+static void aligned(const void *at) {
+    if ((size_t)at % 16) fail("16 bytes at an address that is not a multiple of 16");
+}
+
 static void enter(); // defined where `Args` is whole
 
 static void run_block(int order) {
@@ -111,6 +139,7 @@ static void run_block(int order) {
         fibers[i].done = false;
         fibers[i].place = {i % block_size.x, 0, 0};
     }
+    late = order;
     while (live > 0)
         for (int i = 0; i < threads; i++) {
             current = order ? threads - 1 - i : i;

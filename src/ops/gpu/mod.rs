@@ -115,6 +115,28 @@ impl Grid {
         Self::new([rows, n.div_ceil(THREADS), 1], THREADS)
     }
 
+    /// One thread a chunk of values of a matrix.
+    pub fn chunks(rows: usize, columns: usize) -> Self {
+        Self::new([(rows * columns.div_ceil(CHUNK)).div_ceil(THREADS), 1, 1], THREADS)
+    }
+
+    /// One thread a chunk of the columns, and blocks of their own for each of `rows`.
+    pub fn column_chunks(columns: usize, rows: usize) -> Self {
+        Self::columns(columns.div_ceil(CHUNK), rows)
+    }
+
+    /// One block for each of `rows`, which has one thread a chunk of its `columns`.
+    ///
+    /// # Errors
+    /// When that is more than a block may have beside the registers that it needs.
+    pub fn rows(rows: usize, columns: usize) -> Result<Self> {
+        let threads = columns.div_ceil(CHUNK).next_multiple_of(32);
+        if threads > 512 {
+            bail!("rows of {columns} values, the CUDA kernels of norms take up to {}", 512 * CHUNK);
+        }
+        Ok(Self::new([rows, 1, 1], threads))
+    }
+
     /// With room for so many f32 in shared memory.
     ///
     /// # Errors
@@ -129,6 +151,9 @@ impl Grid {
 
 /// Threads of a block, where nothing else decides.
 pub const THREADS: usize = 128;
+
+/// Values that a thread works on, as in `common.cuh`.
+pub const CHUNK: usize = 8;
 
 /// Rows of a chunk whose partial sums one block makes: enough blocks to fill a device, at most 1024 partial sums. Depends
 /// on nothing but the number of rows, so that sums have one order.
@@ -165,6 +190,9 @@ pub struct Gemm {
     pub accumulate: bool,
 }
 
+/// As in `kernel.cu`.
+const SLICES: usize = 16;
+
 /// `out[n] (+)= Σ_c partial[c, n]`
 pub fn sum_partials(
     gpu: &Gpu<'_>,
@@ -175,7 +203,7 @@ pub fn sum_partials(
     accumulate: bool,
 ) -> Result<()> {
     let args = Args::new(&[out, partial.at()], &[n, chunks, usize::from(accumulate)])?;
-    gpu.launch("sum_partials", Grid::columns(n, 1), args)
+    gpu.launch("sum_partials", Grid::new([n.div_ceil(32), 1, 1], 32 * SLICES), args)
 }
 
 /// `out[cols] (+)= Σ_rows x[rows, cols]`
@@ -184,7 +212,7 @@ pub fn column_sums(gpu: &Gpu<'_>, out: u64, x: View, accumulate: bool) -> Result
     let chunks = x.rows.div_ceil(per_chunk);
     let partial = gpu.room(4 * chunks * x.cols)?;
     let args = Args::new(&[partial.at(), x.at], &[x.rows, x.cols, x.stride, per_chunk])?;
-    gpu.launch(&of("column_sums", x.dtype), Grid::columns(x.cols, chunks), args)?;
+    gpu.launch(&of("column_sums", x.dtype), Grid::column_chunks(x.cols, chunks), args)?;
     sum_partials(gpu, out, &partial, x.cols, chunks, accumulate)
 }
 
@@ -201,9 +229,5 @@ pub fn round(gpu: &Gpu<'_>, to: View, from: View) -> Result<()> {
     let n = from.rows * from.cols;
     from.expect_dense("round", from.rows, from.cols, DType::F32)?;
     to.expect_values("round", n, DType::BF16)?;
-    gpu.launch(
-        "round_to_bf16",
-        Grid::new([n.div_ceil(THREADS), 1, 1], THREADS),
-        Args::new(&[to.at, from.at, n as u64], &[])?,
-    )
+    gpu.launch("round_to_bf16", Grid::chunks(1, n), Args::new(&[to.at, from.at, n as u64], &[])?)
 }

@@ -1,7 +1,12 @@
 //! Rotary position embedding (Su et al. 2021): each head's halves of a query or key, as pairs of coordinates, are turned by
 //! angles that grow with the position, so that products of two depend on their distance.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{Shared, for_chunks, madd, simd};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 use std::ops::Range;
@@ -41,10 +46,9 @@ impl Kernel for Rotate {
         let ([x], [table, positions]) = (dst, src) else { bail!("rotate: one destination, two sources") };
         let (rows, cols, stride, d) = (x.rows, x.cols, x.stride, table.cols);
         let (at, angles) = (positions.u32()?, table.f32()?);
-        let outside = at.iter().any(|&p| p as usize >= table.rows);
-        if at.len() != rows || outside || d == 0 || !d.is_multiple_of(2) || !cols.is_multiple_of(d) || table.stride != d
-        {
-            bail!("rotate: [{rows}, {cols}] by {} positions in a table [{}, {d}]", at.len(), table.rows);
+        check((rows, cols), at.len(), (table.rows, d, table.stride))?;
+        if let Some(p) = at.iter().find(|&&p| p as usize >= table.rows) {
+            bail!("rotate: position {p} in a table [{}, {d}]", table.rows);
         }
         by_format!(x, T => {
             let x = Shared::new(x.values::<T>()?);
@@ -52,6 +56,19 @@ impl Kernel for Rotate {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::rotate(self.back, gpu, dst, src)
+    }
+}
+
+/// Checks shapes: of `x`, of the positions, and the table's with its stride.
+fn check((rows, cols): (usize, usize), positions: usize, (angles, d, stride): (usize, usize, usize)) -> Result<()> {
+    if positions != rows || d == 0 || !d.is_multiple_of(2) || !cols.is_multiple_of(d) || stride != d {
+        bail!("rotate: [{rows}, {cols}] by {positions} positions in a table [{angles}, {d}]");
+    }
+    Ok(())
 }
 
 simd! {
@@ -81,7 +98,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{bf16, close, flat, matrix, rounded, wide};
+    use crate::ops::testing::{bf16, close, flat, matrix, refuses, rounded, wide};
 
     /// As complex numbers: (a + ib)·e^(i·angle).
     fn reference(x: &[f32], cols: usize, d: usize, positions: &[u32], theta: f64) -> Vec<f64> {
@@ -124,7 +141,7 @@ mod tests {
     #[test]
     fn a_position_outside_the_table_is_refused() {
         let (x, table) = (matrix(1, 4, 1), matrix(3, 4, 2));
-        assert!(rotate(&x, &table, &Tensor::new(&[3u32], x.device()).unwrap(), false).is_err());
+        refuses(rotate(&x, &table, &Tensor::new(&[3u32], x.device()).unwrap(), false), &x);
         assert!(rotate(&matrix(1, 6, 1), &table, &Tensor::new(&[0u32], x.device()).unwrap(), false).is_err());
     }
 }

@@ -29,3 +29,13 @@ pub(super) fn add(gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
     let args = Args::new(&[x.at, part.at, index.at], &sizes)?;
     gpu.launch(&of("add_rows", x.dtype), Grid::new([part.rows, 1, 1], THREADS), args)
 }
+
+pub(super) fn mean(name: &str, cu: &[u32], gpu: &Gpu<'_>, means: &View, tokens: &View, back: bool) -> Result<()> {
+    let n = means.cols;
+    super::check_means(name, cu, (means.rows, n, means.stride), (tokens.rows, tokens.cols, tokens.stride))?;
+    tokens.expect(name, tokens.rows, n, means.dtype)?;
+    let prefix = gpu.constant(cu)?;
+    let (to, from) = if back { (tokens, means) } else { (means, tokens) };
+    let args = Args::new(&[to.at, from.at, prefix.at()], &[n])?;
+    gpu.launch(&of(name, means.dtype), Grid::column_chunks(n, means.rows), args)
+}
