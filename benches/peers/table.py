@@ -57,7 +57,7 @@ ALL = WORKLOADS | GENERATED
 PRECISIONS = ["f32", "bf16"]
 # Dense bf16 products, TFLOP/s, by a part of the name that the driver gives a GPU (NVIDIA's data sheets).
 PEAKS = {"H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "B200": 2250, "A100": 312, "A10G": 70, "A10": 125,
-         "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71}
+         "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71}
 
 
 def arguments():

@@ -47,9 +47,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads and checks all inputs of `config`.
-    pub fn new(config: &RunConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Self> {
-        let pretrained = pretrained(&config.model, globals, reporter)?;
+    /// Reads and checks all inputs of `config`, which trains `pretrained`.
+    pub fn new(config: &RunConfig, pretrained: Pretrained, reporter: &mut dyn Reporter) -> Result<Self> {
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
         let data = &config.data;
         let cache = directory().filter(|_| data.cache).map(Cache::open);

@@ -17,6 +17,7 @@ pub mod gelu;
 pub mod gemm;
 #[cfg(gpu)]
 pub(crate) mod gpu;
+pub mod index;
 pub mod layer_norm;
 pub mod pool;
 pub mod real;
@@ -151,6 +152,16 @@ pub trait Kernel {
 /// Whether ops over tensors of this device run their CUDA bodies: there, or on every device when CUDA is emulated.
 pub fn on_gpu(device: &Device) -> bool {
     cfg!(all(gpu, not(feature = "cuda"))) || device.is_cuda()
+}
+
+/// Loads what ops on this device take, so that a device that lacks it is known before the work begins.
+pub fn make_ready(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        gpu::Gpu::new(device)?;
+    }
+    _ = device;
+    Ok(())
 }
 
 /// `(range, rows, cols, stride)` of a vector or a matrix whose last dimension is dense.

@@ -6,6 +6,7 @@ pub mod eval;
 pub mod eval_config;
 pub mod log;
 pub mod memory;
+pub mod on_cuda;
 pub mod plan;
 pub mod run_dir;
 pub mod scheduler;
