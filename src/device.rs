@@ -39,7 +39,7 @@ fn choose(
         return Ok((Device::Cpu, None));
     }
     let found = if has_cuda && !without_kernels.is_empty() {
-        Err(format!("there are no CUDA kernels yet for {}; use --device cpu", without_kernels.join(", ")))
+        Err(format!("there are no CUDA kernels yet for {}", without_kernels.join(", ")))
     } else {
         gpu(asked.unwrap_or(0))
     };
@@ -52,7 +52,7 @@ fn choose(
 
 /// The error of a device that was asked for.
 pub fn refusal(name: &str, why: &str) -> Error {
-    Error::input(format!("the device \"{name}\" cannot be used: {why}"))
+    Error::input(format!("the device \"{name}\" cannot be used: {why}; or compute with --device cpu"))
 }
 
 /// The note of a GPU that was not asked for.
@@ -67,7 +67,7 @@ pub fn ordinal(name: &str) -> Option<usize> {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(_: usize) -> Result<Device, String> {
-    Err("this build has no CUDA; use cpu or auto".into())
+    Err("this build has no CUDA".into())
 }
 
 /// One stream serves all, so nothing needs to be tracked between streams, and freed memory is kept for the next batch.

@@ -36,7 +36,7 @@ def text(draw, tokens):
 
 
 def write_rows(path, rows, lengths):
-    draw = random.Random(3)
+    draw = random.Random(path.name)
     with open(path, "w", encoding="utf-8") as f:
         for row in range(rows):
             f.write(json.dumps({"text": text(draw, lengths(draw)), "label": str(row % 2)}) + "\n")

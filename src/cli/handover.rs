@@ -29,7 +29,7 @@ pub fn to_cuda(device: &str) -> Result<Option<String>> {
             let why = format!("{}: cannot be started: {}", found.program.display(), run(&found));
             if asked.is_some() { Err(Error::Failed(why)) } else { Ok(Some(on_the_cpu(&why))) }
         }
-        (Err(why), Some(_)) => Err(refusal(device, &format!("{why}; or compute with --device cpu"))),
+        (Err(why), Some(_)) => Err(refusal(device, &why.to_string())),
         (Err(why), None) => Ok(why.is_told().then(|| on_the_cpu(&why.to_string()))),
     }
 }

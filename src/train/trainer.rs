@@ -350,17 +350,23 @@ mod tests {
     use crate::data::{Targets, Tokens};
     use crate::model::Task;
     use crate::nn::workspace::Space;
+    #[cfg(all(gpu, not(feature = "cuda")))]
+    use crate::train::config::Precision;
     use crate::train::log::Silent;
     use crate::train::run_dir::Existing;
     use crate::train::step::{small_memory, start};
     use candle_core::Device;
     use std::path::Path;
 
+    fn space(config: &TrainConfig) -> Space<'static> {
+        Space { dtype: config.precision.dtype(), device: &Device::Cpu }
+    }
+
     /// Weights after training in a directory of their own, and what `events.jsonl` has of warnings.
     fn train(config: &TrainConfig) -> Result<(Vec<f32>, State, Vec<String>)> {
         let source = Pretrained::open(Path::new("tests/golden/fixtures/classification/model"))?;
         let task = Task { kind: TaskKind::Classification, labels: ["a", "b", "c", "d"].map(String::from).to_vec() };
-        let (mut model, mut report) = Model::load(&source, task, 1, Space::f32(&Device::Cpu))?;
+        let (mut model, mut report) = Model::load(&source, task, 1, space(config))?;
         let rows: Vec<Vec<u32>> = (0..22u32).map(|i| (0..3 + i % 5).map(|j| 1 + (i * 7 + j) % 20).collect()).collect();
         let tokens = Tokens::from_rows(rows.iter().map(|ids| (ids.clone(), vec![0; ids.len()], false)));
         let targets = Targets::Class((0..22).map(|i| i % 4).collect());
@@ -423,5 +429,21 @@ mod tests {
             let error = train(&TrainConfig { auto_find_batch_size, ..config.clone() }).unwrap_err();
             assert!(matches!(&error, Error::Candle(e) if is_out_of_memory(e)), "{error}");
         }
+    }
+
+    /// A GPU's bf16 products read copies of the weights: they must follow the steps.
+    #[cfg(all(gpu, not(feature = "cuda")))]
+    #[test]
+    fn bf16_learns_as_f32_does_on_a_gpu() {
+        let losses = [Precision::F32, Precision::Bf16].map(|precision| {
+            let config = TrainConfig { batch_size: Some(8), learning_rate: 3e-3, precision, ..TrainConfig::default() };
+            [0.3, 3.0].map(|epochs| {
+                let state = train(&TrainConfig { epochs, ..config.clone() }).unwrap().1;
+                state.logged_loss / state.logged_divisor
+            })
+        });
+        // How far the mean of all steps lies below the first step's.
+        let [falls, falls_too] = losses.map(|[begins, mean]| begins - mean);
+        assert!(falls > 0.01 && (falls_too / falls - 1.0).abs() < 0.05, "{losses:?}");
     }
 }
