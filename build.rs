@@ -20,12 +20,32 @@ fn main() {
 /// Code for compute capability 9.0 and portable PTX of 8.0 in one file, which the driver chooses from.
 fn compile_for_devices(out: &Path) {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
-    let nvcc = std::env::var_os("CUDA_HOME").map_or("nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));
+    let nvcc: PathBuf = std::env::var_os("CUDA_HOME").map_or("nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));
     let mut command = Command::new(&nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17"]);
     command.args(["-gencode", "arch=compute_80,code=compute_80", "-gencode", "arch=compute_90,code=sm_90"]);
     command.arg("-o").arg(out.join("kernels.fatbin")).arg("src/ops/gpu/all.cu");
-    run(command, "the feature `cuda` needs the CUDA toolkit: set CUDA_HOME, or see scripts/cuda-toolkit.sh");
+    run(command, HINT);
+    println!("cargo::rustc-env=BERTFT_CUDA_VERSION={}", version(&nvcc));
+    // CUDA's libraries may lie beside the program; theirs of one another are found there too, as it is no "new" tag.
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        println!("cargo::rustc-link-arg-bin=bertft-cuda=-Wl,--disable-new-dtags,-rpath,$ORIGIN");
+    }
+}
+
+const HINT: &str = "the feature `cuda` needs the CUDA toolkit: set CUDA_HOME, or see scripts/cuda-toolkit.sh";
+
+/// The toolkit's version as drivers count it: 13010 for 13.1.
+fn version(nvcc: &Path) -> u32 {
+    let output = Command::new(nvcc).arg("--version").output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let number = || {
+        let (_, rest) = text.split_once("release ")?;
+        let (major, rest) = rest.split_once('.')?;
+        let minor: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        Some(1000 * major.parse::<u32>().ok()? + 10 * minor.parse::<u32>().ok()?)
+    };
+    number().unwrap_or_else(|| panic!("{} --version names no release: {text:?}; {HINT}", nvcc.display()))
 }
 
 /// The same sources as C++ in a shared library.

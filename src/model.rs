@@ -13,6 +13,7 @@ pub use tuning::{Thaw, Tuning};
 
 use crate::data::config::TaskKind;
 use crate::data::{Batch, Targets};
+use crate::device;
 use crate::encoders::{Encoder, Read};
 use crate::error::{Error, Result};
 use crate::heads::{Objective, SequenceHead};
@@ -111,6 +112,18 @@ impl Model {
         self.encoder.recompute_activations(on);
     }
 
+    /// Gives back the memory of activations and their gradients, so that smaller ones may take its place.
+    pub fn release_buffers(&mut self) -> Result<()> {
+        self.encoder.release_buffers();
+        Ok(device::release_freed(self.params.device())?)
+    }
+
+    /// Bytes of [`Self::training_bytes`] that are not allocated before the first step.
+    pub fn buffer_bytes(&self, plan: &TrainingPlan) -> usize {
+        let arenas = self.params.training_bytes(&plan.words, plan.page_bytes, plan.weight_decay);
+        self.training_bytes(plan) - if self.params.device().is_cpu() { 0 } else { arenas }
+    }
+
     /// Bytes that training will take beyond what the model holds now: gradients, moments, and the buffers
     /// of its largest batches.
     pub fn training_bytes(&self, plan: &TrainingPlan) -> usize {
@@ -161,6 +174,19 @@ impl Model {
         scale: f64,
         accumulate: bool,
     ) -> Result<f64> {
+        Ok(self.forward_backward_unread(batch, key, objective, scale, accumulate)?.to_scalar()?)
+    }
+
+    /// [`Self::forward_backward`] without waiting for the device: the sum is an f64 scalar there. Without a backward pass where a
+    /// loss on the CPU is not finite.
+    pub fn forward_backward_unread(
+        &mut self,
+        batch: &Batch,
+        key: Option<PassKey>,
+        objective: &Objective,
+        scale: f64,
+        accumulate: bool,
+    ) -> Result<Tensor> {
         let read = self.read();
         let twice = (objective.r_drop > 0.0).then(|| batch.twice());
         let passed = twice.as_ref().unwrap_or(batch);
@@ -176,8 +202,8 @@ impl Model {
         let pass = self.head.forward(&self.params, &read_of.to_dtype(DType::F32)?, dropout)?;
         let of_tokens = labels.map(Targets::Class);
         let loss = self.head.loss_sum(&pass.logits, of_tokens.as_ref().unwrap_or(&batch.targets), objective)?;
-        let sum = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
-        if !sum.is_finite() {
+        let sum = loss.to_dtype(DType::F64)?.detach();
+        if sum.device().is_cpu() && !sum.to_scalar::<f64>()?.is_finite() {
             return Ok(sum); // the caller stops the run; gradients of a NaN would say nothing
         }
         let grad = self.head.backward(&self.params, &pass, &(loss * scale)?, accumulate)?;

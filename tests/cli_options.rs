@@ -331,3 +331,34 @@ fn several_eval_sets_by_name() {
     refused(&["train.metric_for_best_model=dev/f1"], &["data.eval is no table of named sets"]);
     refused(&[sets, "train.metric_for_best_model=dev/pearson"], &["pearson", "accuracy"]);
 }
+
+#[test]
+fn batches_that_were_made_smaller_stay_so_and_tf32_is_for_gpus() {
+    let w = Workplace::new();
+    let auto = "train.auto_find_batch_size=true";
+    let warnings = |ran: &Ran| ran.events("warning").iter().map(|e| e["message"].to_string()).collect::<String>();
+    let ran = w.train(&[auto, "train.tf32=true", "train.max_steps=2"], &[]);
+    let said = warnings(&ran);
+    // What is free is enough for these batches.
+    assert!(said.contains("train.tf32 is for NVIDIA GPUs") && !said.contains("auto_find_batch_size"), "{said}");
+    let with_batches_of = |rows: usize, step: usize| {
+        let file = format!("run/checkpoints/step-{step}/state.json");
+        let mut state = w.json(&file);
+        assert!(state["state"]["batch_size"].is_null());
+        state["state"]["batch_size"] = rows.into();
+        fs::write(w.path(&file), state.to_string()).unwrap();
+    };
+    with_batches_of(2, 2);
+    let ran = w.train(&[auto, "train.max_steps=3"], &["--resume"]);
+    assert!(warnings(&ran).contains("batches have 2 rows, 4 of them to a step"), "{}", ran.out);
+    assert_eq!((&ran.events("step")[0]["step"], ran.events("start")[0]["total_steps"].as_u64()), (&3.into(), Some(3)));
+    let state = w.json("run/checkpoints/step-3/state.json");
+    assert_eq!((&state["state"]["batch_size"], &state["state"]["samples"]), (&2.into(), &24.into()));
+    fs::write(
+        w.path("run/checkpoints/step-3/state.json"),
+        state.to_string().replace("\"batch_size\":2", "\"batch_size\":3"),
+    )
+    .unwrap();
+    w.train(&[auto, "train.max_steps=4"], &["--resume"])
+        .refused(&["batches of 3 rows are no part of train.batch_size"]);
+}

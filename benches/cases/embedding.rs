@@ -8,6 +8,7 @@ use crate::{Row, Table};
 use bertft::Result;
 use bertft::data::Batch;
 use bertft::ops::embedding::{EmbeddingIndex, EmbeddingShape, embed, embed_backward};
+use bertft::ops::index::Index;
 use bertft::ops::real::Real;
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -35,8 +36,8 @@ fn row<'a, T: Real>(op: &'a str, batch: &Batch, [read, written]: [usize; 2]) -> 
     Row { op, shape: format!("[{tokens}, {HIDDEN}]"), dtype: T::DTYPE, work }
 }
 
-fn indices(batch: &Batch) -> candle_core::Result<[Tensor; 3]> {
-    let vector = |v: &[u32]| Tensor::new(v, &Device::Cpu);
+fn indices(batch: &Batch) -> candle_core::Result<[Index; 3]> {
+    let vector = |v: &[u32]| Index::new(v, &Device::Cpu);
     Ok([vector(&batch.ids)?, vector(&batch.positions)?, vector(&batch.type_ids)?])
 }
 

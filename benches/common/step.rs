@@ -99,7 +99,7 @@ impl Training {
         model.params.start_training()?;
         // As after an epoch: half of the vocabulary was met, so AdamW has its rows to move.
         let words = model.encoder().0.config().embedding.vocab as u32;
-        model.params.touch(&Tensor::from_iter((0..words).step_by(2), &Device::Cpu)?)?;
+        model.params.touch(&(0..words).step_by(2).collect::<Vec<_>>());
         model.params.begin_window()?;
         Ok(Self { model, config: StepConfig::new(&TrainConfig::default(), 1 << 40), step: 0 })
     }

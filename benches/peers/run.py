@@ -46,7 +46,8 @@ def reference_command(a, compiled=False):
     keys = ["kind", "text", "text_pair", "label", "epochs", "max_steps", "batch_size", "max_length", "learning_rate",
             "weight_decay", "warmup_ratio", "precision", "device", "threads", "seed"]
     command += [f"--{key.replace('_', '-')}={getattr(a, key)}" for key in keys if getattr(a, key) is not None]
-    flags = {"--group-by-length": a.group_by_length, "--eval-only": a.eval_only, "--compile": compiled}
+    flags = {"--group-by-length": a.group_by_length, "--eval-only": a.eval_only, "--compile": compiled,
+             "--tf32": a.tf32}
     return command + [flag for flag, given in flags.items() if given]
 
 
@@ -67,6 +68,8 @@ def bertft_command(a, output):
         train["max_steps"] = a.max_steps
     if a.group_by_length:
         train["group_by_length"] = True
+    if a.tf32:
+        train["tf32"] = True
     tables = dict(model=dict(path=absolute(a.model)), task=dict(kind=a.kind), data=data, train=train)
     # JSON strings, numbers and booleans are TOML's too.
     text = "\n".join(f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in table.items())

@@ -15,6 +15,7 @@ use crate::data::{Dataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Model, Pretrained, Task};
 use crate::nn::workspace::Space;
+use crate::ops::gemm::allow_tf32;
 use crate::train::log::{Event, Reporter, split_of};
 use crate::train::memory::{available_bytes, estimate_memory};
 use crate::train::plan::Plan;
@@ -153,9 +154,10 @@ fn needs(
     globals: &Globals,
     ui: &mut Ui,
 ) -> Result<(Memory, Timing)> {
-    let device = globals.device()?;
+    let (device, device_note) = globals.device(pretrained.encoder_config())?;
     let (precision, note) = config.train.precision.on(&device);
-    if let Some(message) = note {
+    allow_tf32(config.train.tf32);
+    for message in device_note.into_iter().chain(note).chain(config.train.tf32_note(&device)) {
         ui.event(&Event::Warning { message });
     }
     let space = Space { dtype: precision.dtype(), device: &device };

@@ -2,6 +2,7 @@
 
 use super::Globals;
 use super::init;
+use super::model::pretrained;
 use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::{RunConfig, schema};
@@ -179,7 +180,7 @@ fn print_schema(ui: &mut Ui) -> Result<()> {
 
 fn validate(args: &FileArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
-    let prepared = Prepared::new(&config, globals, ui)?;
+    let prepared = Prepared::new(&config, pretrained(&config.model, globals, ui)?, ui)?;
     let space = Space::f32(&Device::Cpu);
     let (mut model, mut report) = Model::load(&prepared.pretrained, prepared.task, config.train.seed, space)?;
     let plan = Plan::new(&config.train, &prepared.train);

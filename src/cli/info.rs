@@ -3,7 +3,7 @@
 use super::Globals;
 use super::ui::Ui;
 use crate::data::cache::directory;
-use crate::device::driver::{Driver, Missing, driver, usable};
+use crate::device::driver::{Driver, Gpu, Missing, check_gpu, check_version, driver, this_program_is_for, usable};
 use crate::error::Result;
 use crate::hub::Settings;
 use crate::ops::cpu::{Level, has_amx, has_avx512_bf16, level};
@@ -36,7 +36,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             "target": target,
             "devices": devices(&cuda),
             "cuda": {
-                "gpus": cuda.as_ref().map_or(&[][..], |driver| &driver.gpus),
+                "gpus": cuda.iter().flat_map(|driver| &driver.gpus).map(|gpu| &gpu.name).collect::<Vec<_>>(),
                 "missing": cuda.as_ref().err().map(ToString::to_string),
             },
             "device": globals.device,
@@ -60,7 +60,7 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
          models        {}",
         devices(&cuda).join(", "),
         globals.device,
-        cuda.map_or_else(|why| format!("not used: {why}"), |driver| driver.gpus.join(", ")),
+        cuda.map_or_else(|why| format!("not used: {why}"), |driver| gpus(&driver)),
         if yes_no.is_empty() { "none known for this CPU".into() } else { yes_no.join(", ") },
         kernels(),
         bf16_engine().map_or("none, computed in f32", Bf16Engine::name),
@@ -76,14 +76,28 @@ pub fn run(_args: &InfoArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     ))
 }
 
-/// What the driver says, where the GPUs can be used.
+/// What the driver says, where any of the GPUs can be used.
 fn cuda() -> Result<Driver, Missing> {
-    if cfg!(feature = "cuda") { driver() } else { usable().map(|found| found.driver) }
+    let driver = match this_program_is_for() {
+        Some(needed) => driver().and_then(|driver| check_version(&driver, needed).map(|()| driver))?,
+        None => usable()?.driver,
+    };
+    let all: Vec<_> = (0..driver.gpus.len()).map(|i| check_gpu(&driver, i)).collect();
+    if all.iter().all(Result::is_err) {
+        all.into_iter().collect::<Result<(), _>>()?
+    }
+    Ok(driver)
 }
 
 fn devices(cuda: &Result<Driver, Missing>) -> Vec<String> {
-    let gpus = cuda.as_ref().map_or(0, |driver| driver.gpus.len());
-    std::iter::once("cpu".to_owned()).chain((0..gpus).map(|i| format!("cuda:{i}"))).collect()
+    let usable = |driver: &Driver| (0..driver.gpus.len()).filter(|&i| check_gpu(driver, i).is_ok()).collect::<Vec<_>>();
+    let gpus = cuda.as_ref().map_or(vec![], usable);
+    std::iter::once("cpu".to_owned()).chain(gpus.iter().map(|i| format!("cuda:{i}"))).collect()
+}
+
+fn gpus(driver: &Driver) -> String {
+    let describe = |gpu: &Gpu| format!("{} (compute capability {}.{})", gpu.name, gpu.capability.0, gpu.capability.1);
+    driver.gpus.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
 /// The instruction set that the fused loops use.

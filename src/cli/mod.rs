@@ -20,8 +20,11 @@ pub mod ui;
 use crate::data::config::{Column, Format};
 use crate::data::settings::{Delimiter, Encoding, OnBadRow, Pattern};
 use crate::device;
+use crate::encoders::EncoderConfig;
+use crate::encoders::on_cuda::without_kernels;
 use crate::error::{Error, Result};
 use crate::ops::cpu::{LEVEL_VARIABLE, Level, asked_level};
+use crate::ops::make_ready;
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
 use candle_core::Device;
@@ -69,12 +72,12 @@ pub struct Globals {
 }
 
 impl Globals {
-    /// The device to compute on.
+    /// The device to compute on with a model, and a note if a GPU that `auto` found cannot be used.
     ///
     /// # Errors
-    /// [`Error::Input`] when this build does not have it.
-    pub fn device(&self) -> Result<Device> {
-        device::parse(&self.device)
+    /// [`Error::Input`] when this build or machine does not have it, or it has no kernels for the model.
+    pub fn device(&self, encoder: &EncoderConfig) -> Result<(Device, Option<String>)> {
+        device::open(&self.device, &without_kernels(encoder), make_ready)
     }
 
     /// How many threads compute.
@@ -201,15 +204,16 @@ pub fn parse() -> Result<Cli, ExitCode> {
 /// Runs the command.
 pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
     // A misspelt device is wrong for every command; one that this build lacks only where something computes.
-    if !device::is_name(&cli.globals.device) {
-        cli.globals.device()?;
-    }
+    device::check_name(&cli.globals.device)?;
     if let Err(other) = asked_level() {
         let names: Vec<_> = Level::NAMES.iter().map(|(name, _)| *name).collect();
         return Err(Error::input(format!("{LEVEL_VARIABLE} is {other:?}; expected one of {}", names.join(", "))));
     }
-    if cli.command.computes() {
-        handover::to_cuda(&cli.globals.device)?;
+    announce_threads(cli.globals.threads());
+    if cli.command.computes()
+        && let Some(message) = handover::to_cuda(&cli.globals.device)?
+    {
+        ui.event(&Event::Warning { message });
     }
     start_threads(cli.globals.threads())?;
     match &cli.command {
@@ -225,13 +229,17 @@ pub fn run(cli: &Cli, ui: &mut Ui) -> Result<()> {
     }
 }
 
-/// Makes one pool of `threads` for everything. `gemm`, called by candle, runs in rayon's global pool but splits its
-/// work by candle's own count, which is read from these variables at each product (default: physical cores).
-fn start_threads(threads: usize) -> Result<()> {
+/// `gemm`, called by candle, runs in rayon's global pool but splits its work by candle's own count, which is read from these
+/// variables at each product (default: physical cores).
+fn announce_threads(threads: usize) {
     for name in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
-        // SAFETY: the program has a single thread until the pool below is built.
+        // SAFETY: the program has a single thread: neither its pool nor the NVIDIA driver, which has some, is started.
         unsafe { std::env::set_var(name, threads.to_string()) };
     }
+}
+
+/// Makes one pool of `threads` for everything.
+fn start_threads(threads: usize) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build_global().map_err(|e| Error::Failed(format!("{threads} threads cannot be started: {e}")))
 }

@@ -1,7 +1,6 @@
 //! What a training run needs before its first step, checked as far as it can be: files, columns, labels, lengths, model.
 
-use super::Globals;
-use super::model::{interrupted, pretrained};
+use super::model::interrupted;
 use crate::check;
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
@@ -50,9 +49,8 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads and checks all inputs of `config`.
-    pub fn new(config: &RunConfig, globals: &Globals, reporter: &mut dyn Reporter) -> Result<Self> {
-        let pretrained = pretrained(&config.model, globals, reporter)?;
+    /// Reads and checks all inputs of `config`, which trains `pretrained`.
+    pub fn new(config: &RunConfig, pretrained: Pretrained, reporter: &mut dyn Reporter) -> Result<Self> {
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
         if config.task.kind == TaskKind::Tokens {
             return Self::of_sentences(config, pretrained, reporter);

@@ -57,9 +57,9 @@ impl Scoring {
         };
         check_max_length(&pretrained, max_length, "--max-length")?;
         let tokenizer = Tokenizer::load(dir)?;
-        let device = globals.device()?;
+        let (device, device_note) = globals.device(pretrained.encoder_config())?;
         let (precision, note) = input.precision.unwrap_or(Precision::F32).on(&device);
-        if let Some(message) = note {
+        for message in device_note.into_iter().chain(note) {
             ui.event(&Event::Warning { message });
         }
         let space = Space { dtype: precision.dtype(), device: &device };

@@ -1,6 +1,7 @@
 //! `bertft train`: a config file to a run directory.
 
 use super::Globals;
+use super::model::pretrained;
 use super::prepare::Prepared;
 use super::ui::Ui;
 use crate::config::RunConfig;
@@ -13,10 +14,11 @@ use crate::error::{Error, Result};
 use crate::metrics::threshold::Criterion;
 use crate::model::{BertftJson, Model};
 use crate::nn::workspace::Space;
+use crate::ops::gemm::allow_tf32;
 use crate::train::config::{Precision, TrainConfig};
 use crate::train::eval::{EvalSet, Evaluation, Scored, SetScores, evaluate};
 use crate::train::log::{Event, Reporter};
-use crate::train::memory::{Estimate, available_bytes, estimate_memory, peak_rss_bytes};
+use crate::train::memory::{Estimate, estimate_memory, fitting_batches, free_bytes, peak_rss_bytes};
 use crate::train::plan::Plan;
 use crate::train::run_dir::{EventLog, Existing, Identity, RunDir, State};
 use crate::train::step::start;
@@ -73,13 +75,16 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let mut inputs: Vec<&Path> = config.data.files().into_iter().map(|(_, path)| path).collect();
     inputs.push(Path::new(&config.model.path));
     let run = RunDir::check(&config.output.dir, existing, &inputs)?;
-    let device = globals.device()?;
     ui.watch_signals()?;
     ui.finish_unread();
-    let prepared = Prepared::new(&config, globals, ui).map_err(|e| match e {
+    let resumable = |e| match e {
         Error::Interrupted { .. } => Error::Interrupted { resumable: args.resume },
         e => e,
-    })?;
+    };
+    let pretrained = pretrained(&config.model, globals, ui).map_err(resumable)?;
+    // Before the data are read, which may take long.
+    let (device, device_note) = globals.device(pretrained.encoder_config())?;
+    let prepared = Prepared::new(&config, pretrained, ui).map_err(resumable)?;
     let seed = config.train.seed;
     let (precision, note) = config.train.precision.on(&device);
     let space = Space { dtype: precision.dtype(), device: &device };
@@ -87,11 +92,27 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let plan = Plan::new(&config.train, &prepared.train);
     let too_short = start(&mut model, &config.train, &plan, &mut report)?;
     let total_steps = plan.total;
-    let identity = identity(&config, precision, &prepared);
+    let identity = identity(&config, precision, &device, &prepared);
     let scored: Vec<&Dataset> = prepared.eval.iter().chain(&prepared.test).map(|set| &set.data).collect();
     // Before a checkpoint fills the moments: what it touches is in the estimate.
-    let memory = estimate_memory(&model, &prepared.train, &scored, &config.train);
-    let state = if args.resume { run.load_checkpoint(&mut model, &identity)? } else { State::default() };
+    let estimate = |train: &TrainConfig| estimate_memory(&model, &prepared.train, &scored, train);
+    let free = free_bytes(&device).filter(|_| config.train.auto_find_batch_size);
+    let (fitting, memory) = fitting_batches(&config.train, free, estimate);
+    let batch_size = fitting.batch_size.filter(|_| fitting != config.train);
+    let state = match args.resume {
+        true => run.load_checkpoint(&mut model, &identity)?,
+        false => State { batch_size, ..State::default() },
+    };
+    // A run that goes on has the batches that it had.
+    let train = match state.batch_size {
+        Some(rows) => config.train.with_batches_of(rows).ok_or_else(|| {
+            Error::in_file(
+                run.path(),
+                format!("the checkpoint's batches of {rows} rows are no part of train.batch_size"),
+            )
+        })?,
+        None => config.train.clone(),
+    };
     if state.step > total_steps {
         return Err(Error::input(format!(
             "the checkpoint is at step {}, past the {total_steps} steps of the config; raise train.epochs or use --overwrite",
@@ -117,7 +138,10 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         estimated_peak_rss_bytes: memory.peak_rss_bytes,
         resumed_from: args.resume.then_some(state.step),
     }];
-    let notes = note.into_iter().chain(too_short).chain(memory_warning(&memory, &config.train));
+    allow_tf32(train.tf32);
+    let notes = device_note.into_iter().chain(note).chain(too_short).chain(train.tf32_note(&device));
+    let notes = notes.chain(state.batch_size.map(|_| train.describe_batches()));
+    let notes = notes.chain(memory_warning(&memory, free_bytes(&device), &train));
     events.extend(notes.map(|message| Event::Warning { message }));
     events.extend(prepared.data_events());
     events.extend(prepared.warnings(&args.config));
@@ -139,7 +163,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         model: &mut model,
         train: &prepared.train,
         eval: &prepared.eval,
-        config: &config.train,
+        config: train.clone(),
         class_weights: prepared.class_weights.as_deref(),
         run: &run,
         source: &prepared.pretrained,
@@ -150,7 +174,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         started,
     }
     .run(state)
-    .map_err(|e| out_of_memory(e, &memory, &config.train))?;
+    .map_err(|e| out_of_memory(e, &memory, &train))?;
     Closing { config: &config, prepared: &prepared, run: &run, model, outcome, extra, log, ui }.finish()
 }
 
@@ -281,16 +305,21 @@ fn out_of_memory(error: Error, memory: &Estimate, config: &TrainConfig) -> Error
         (Some(tokens), _) => format!("train.batch_tokens = {}", (tokens / 2).max(1)),
         _ => "a smaller model".into(),
     };
+    let finds = if config.auto_find_batch_size || config.batch_tokens.is_some() {
+        ""
+    } else {
+        " (train.auto_find_batch_size = true does that by itself)"
+    };
     let needed = memory.device_bytes as f64 / 1e9;
     Error::Failed(format!(
         "the GPU has too little free memory: training takes about {needed:.1} GB of it, beside what others hold \
-         (nvidia-smi tells); try {batch}{recompute}, or lower data.max_length"
+         (nvidia-smi tells); try {batch}{finds}{recompute}, or lower data.max_length"
     ))
 }
 
 /// Said when the run will not fit the memory that is free.
-fn memory_warning(memory: &Estimate, config: &TrainConfig) -> Option<String> {
-    let free = available_bytes()?;
+fn memory_warning(memory: &Estimate, free: Option<u64>, config: &TrainConfig) -> Option<String> {
+    let free = free?;
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     let recompute = if config.gradient_checkpointing { "" } else { ", or set train.gradient_checkpointing = true" };
     let batch = if config.batch_tokens.is_some() { "train.batch_tokens" } else { "train.batch_size" };
@@ -313,7 +342,7 @@ fn dry_run(args: &TrainArgs, config: &RunConfig, ui: &mut Ui) -> Result<()> {
 }
 
 /// Labels, settings and rows that decide the course of a run.
-fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Identity {
+fn identity(config: &RunConfig, precision: Precision, device: &Device, prepared: &Prepared) -> Identity {
     let mut map = serde_json::Map::new();
     let train = &config.train;
     map.insert("task.kind".into(), json!(config.task.kind.name()));
@@ -323,6 +352,7 @@ fn identity(config: &RunConfig, precision: Precision, prepared: &Prepared) -> Id
     map.insert("train.batch_tokens".into(), json!(train.batch_tokens));
     map.insert("train.gradient_accumulation_steps".into(), json!(train.gradient_accumulation_steps));
     map.insert("train.precision on this machine".into(), json!(precision.name()));
+    map.insert("train.tf32 on this machine".into(), json!(Some(true).filter(|_| train.tf32 && !device.is_cpu())));
     map.insert("train.group_by_length".into(), json!(train.group_by_length));
     // Keys that are not set are null.
     let on = |x: f64| json!(Some(x).filter(|x| *x > 0.0));
@@ -418,12 +448,14 @@ mod tests {
         let config = TrainConfig { batch_size: Some(64), gradient_accumulation_steps: 2, ..TrainConfig::default() };
         let full = || Error::Candle(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"…\")".into()));
         let message = out_of_memory(full(), &memory, &config).to_string();
-        for words in ["12.3 GB", "train.batch_size = 32 with train.gradient_accumulation_steps = 4", "checkpointing"] {
+        let halved = "train.batch_size = 32 with train.gradient_accumulation_steps = 4 (train.auto_find_batch_size";
+        for words in ["12.3 GB", halved, "checkpointing"] {
             assert!(message.contains(words), "{message}");
         }
         let config = TrainConfig { batch_tokens: Some(4096), gradient_checkpointing: true, ..config };
         let message = out_of_memory(full(), &memory, &config).to_string();
-        assert!(message.contains("train.batch_tokens = 2048") && !message.contains("checkpointing"), "{message}");
+        let others = ["checkpointing", "auto_find"].iter().any(|words| message.contains(words));
+        assert!(message.contains("train.batch_tokens = 2048") && !others, "{message}");
         let other = out_of_memory(Error::Failed("x".into()), &memory, &config);
         assert_eq!(other.to_string(), "x");
     }

@@ -15,6 +15,12 @@ pub enum Missing {
         .0.display()
     )]
     Build(PathBuf),
+    #[error(
+        "{} has no CUDA in it: it is the plain program under another name, or of another version; \
+         make it with `cargo build --release --features cuda --bin {PROGRAM}`",
+        .0.display()
+    )]
+    Plain(PathBuf),
     #[error("CUDA is used on Linux only")]
     Platform,
     #[error("the NVIDIA driver is missing ({0}); install it")]
@@ -23,8 +29,16 @@ pub enum Missing {
     Start(String),
     #[error("the NVIDIA driver finds no GPU; nvidia-smi and CUDA_VISIBLE_DEVICES tell why")]
     Gpu,
-    #[error("the NVIDIA driver is too old: it serves CUDA {found}, this build needs {needed}.0; update the driver")]
-    Version { found: String, needed: u32 },
+    #[error(
+        "the NVIDIA driver is too old: it serves CUDA {}, this build needs {}; update the driver",
+        version(*found), version(*needed)
+    )]
+    Version { found: u32, needed: u32 },
+    #[error(
+        "cuda:{asked}, {}, is too old: its compute capability is {}.{}, the kernels need {}.{} (Ampere) or newer",
+        gpu.name, gpu.capability.0, gpu.capability.1, LEAST_CAPABILITY.0, LEAST_CAPABILITY.1
+    )]
+    Capability { asked: usize, gpu: Gpu },
     #[error(
         "a library of CUDA is missing ({0}); install the CUDA runtime libraries of that version, \
          and put their directory in LD_LIBRARY_PATH"
@@ -32,6 +46,18 @@ pub enum Missing {
     Library(String),
     #[error("there is no cuda:{asked}: this machine has {} (cuda:0{})", count(*gpus), last(*gpus))]
     Ordinal { asked: usize, gpus: usize },
+}
+
+impl Missing {
+    /// Whether somebody who let the device be chosen wants to know: a GPU and a program for it are there and do not fit.
+    pub fn is_told(&self) -> bool {
+        !matches!(self, Self::Build(_) | Self::Platform | Self::Driver(_) | Self::Gpu)
+    }
+}
+
+/// 13010 as 13.1.
+fn version(number: u32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
 fn count(gpus: usize) -> String {
@@ -47,9 +73,19 @@ fn last(gpus: usize) -> String {
 pub struct Driver {
     /// The newest CUDA that it serves, as 1000 · major + 10 · minor.
     pub version: u32,
-    /// Names of the GPUs.
-    pub gpus: Vec<String>,
+    pub gpus: Vec<Gpu>,
 }
+
+/// A GPU as the driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+}
+
+/// The least compute capability that the kernels are compiled for (`build.rs`, and `CUDA_COMPUTE_CAP` for candle's).
+pub const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 
 /// A CUDA program that this machine can run, and what the driver says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,23 +101,54 @@ pub fn usable() -> Result<Usable, Missing> {
     let Ok(file) = std::fs::File::open(&program) else { return Err(Missing::Build(here)) };
     let driver = driver()?;
     // SAFETY: the file is only looked at; were it changed meanwhile, other bytes would be seen.
-    let needed = unsafe { memmap2::Mmap::map(&file) }.map_or(vec![], |bytes| libraries(&bytes));
-    if let Some(needed) = needed.iter().filter_map(|name| name.strip_prefix("libcudart.so.")?.parse().ok()).max()
-        && driver.version < 1000 * needed
-    {
-        let found = format!("{}.{}", driver.version / 1000, driver.version % 1000 / 10);
-        return Err(Missing::Version { found, needed });
-    }
-    for name in &needed {
-        library(name, &here)?;
+    let Ok(bytes) = (unsafe { memmap2::Mmap::map(&file) }) else { return Err(Missing::Plain(program)) };
+    let Some(needed) = made_for(&bytes) else { return Err(Missing::Plain(program)) };
+    check_version(&driver, needed)?;
+    for name in libraries(&bytes) {
+        library(&name, &here)?;
     }
     Ok(Usable { program, driver })
 }
 
-/// That GPU `asked` is there.
-pub fn check_ordinal(driver: &Driver, asked: usize) -> Result<(), Missing> {
-    let gpus = driver.gpus.len();
-    if asked < gpus { Ok(()) } else { Err(Missing::Ordinal { asked, gpus }) }
+/// That the driver serves the CUDA that a program was made for. The minor version counts: a driver does not take PTX of a
+/// newer one than its own, and most of the kernels are PTX.
+pub fn check_version(driver: &Driver, needed: u32) -> Result<(), Missing> {
+    let found = driver.version;
+    if found >= needed { Ok(()) } else { Err(Missing::Version { found, needed }) }
+}
+
+/// That GPU `asked` is there and the kernels run on it.
+pub fn check_gpu(driver: &Driver, asked: usize) -> Result<(), Missing> {
+    match driver.gpus.get(asked) {
+        Some(gpu) if gpu.capability >= LEAST_CAPABILITY => Ok(()),
+        Some(gpu) => Err(Missing::Capability { asked, gpu: gpu.clone() }),
+        None => Err(Missing::Ordinal { asked, gpus: driver.gpus.len() }),
+    }
+}
+
+/// What stands in a program with kernels before the version of CUDA that they were compiled for.
+const MARK: &str = "bertft with kernels for CUDA ";
+
+/// That line of this program.
+#[cfg(feature = "cuda")]
+#[used]
+static MADE_FOR: &str = concat!("bertft with kernels for CUDA ", env!("BERTFT_CUDA_VERSION"), "\0");
+
+/// The version of CUDA that this program was made for, as [`Driver::version`]; `None` without CUDA.
+pub fn this_program_is_for() -> Option<u32> {
+    #[cfg(feature = "cuda")]
+    return made_for(std::hint::black_box(MADE_FOR).as_bytes());
+    #[cfg(not(feature = "cuda"))]
+    None
+}
+
+/// The version of CUDA that a program was made for.
+fn made_for(program: &[u8]) -> Option<u32> {
+    memchr::memmem::find_iter(program, MARK).find_map(|at| {
+        let rest = &program[at + MARK.len()..];
+        let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+        std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+    })
 }
 
 /// Stems of the names of CUDA's libraries that a program may be linked to.
@@ -119,7 +186,7 @@ fn library(_: &str, _: &Path) -> Result<(), Missing> {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use super::{Driver, Missing};
+    use super::{Driver, Gpu, Missing};
     use libc::{RTLD_LAZY, RTLD_LOCAL, c_char, c_int, c_void, dlclose, dlerror, dlopen, dlsym};
     use std::ffi::{CStr, CString};
     use std::path::Path;
@@ -168,6 +235,8 @@ mod linux {
 
     type Status = c_int;
     const NO_DEVICE: Status = 100;
+    /// CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
+    const CAPABILITY: [c_int; 2] = [75, 76];
 
     fn checked(status: Status, what: &str) -> Result<(), Missing> {
         match status {
@@ -188,6 +257,8 @@ mod linux {
             let get: unsafe extern "C" fn(*mut c_int, c_int) -> Status = function(handle, c"cuDeviceGet")?;
             let get_name: unsafe extern "C" fn(*mut c_char, c_int, c_int) -> Status =
                 function(handle, c"cuDeviceGetName")?;
+            let get_attribute: unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status =
+                function(handle, c"cuDeviceGetAttribute")?;
             checked(init(0), "cuInit")?;
             let (mut version, mut count) = (0, 0);
             checked(get_version(&mut version), "cuDriverGetVersion")?;
@@ -197,8 +268,13 @@ mod linux {
                 let (mut device, mut name) = (0, [0u8; 256]);
                 checked(get(&mut device, i), "cuDeviceGet")?;
                 checked(get_name(name.as_mut_ptr().cast(), 255, device), "cuDeviceGetName")?;
-                let name = CStr::from_bytes_until_nul(&name).unwrap_or(c"GPU");
-                gpus.push(name.to_string_lossy().into_owned());
+                let name = CStr::from_bytes_until_nul(&name).unwrap_or(c"GPU").to_string_lossy().into_owned();
+                let mut capability = [0; 2];
+                for (to, attribute) in capability.iter_mut().zip(CAPABILITY) {
+                    checked(get_attribute(to, attribute, device), "cuDeviceGetAttribute")?;
+                }
+                let [major, minor] = capability.map(c_int::unsigned_abs);
+                gpus.push(Gpu { name, capability: (major, minor) });
             }
             if gpus.is_empty() {
                 return Err(Missing::Gpu);
@@ -219,12 +295,38 @@ mod tests {
         assert_eq!(libraries(b""), [""; 0]);
     }
 
+    fn driver(capabilities: &[(u32, u32)]) -> Driver {
+        let gpu = |&capability: &(u32, u32)| Gpu { name: "Imaginary 100".into(), capability };
+        Driver { version: 13010, gpus: capabilities.iter().map(gpu).collect() }
+    }
+
     #[test]
-    fn ordinals() {
-        let driver = |n| Driver { version: 13000, gpus: vec!["GPU".into(); n] };
-        assert_eq!(check_ordinal(&driver(2), 1), Ok(()));
-        let message = |n, asked| check_ordinal(&driver(n), asked).unwrap_err().to_string();
-        assert_eq!(message(2, 2), "there is no cuda:2: this machine has 2 GPUs (cuda:0 to cuda:1)");
-        assert_eq!(message(1, 7), "there is no cuda:7: this machine has 1 GPU (cuda:0)");
+    fn gpus_are_there_and_new_enough() {
+        assert_eq!(check_gpu(&driver(&[(7, 5), (8, 0), (12, 1)]), 1), Ok(()));
+        assert_eq!(check_gpu(&driver(&[(12, 1)]), 0), Ok(()));
+        let message = |gpus: &[(u32, u32)], asked| check_gpu(&driver(gpus), asked).unwrap_err().to_string();
+        let two = [(9, 0), (7, 5)];
+        assert_eq!(message(&two, 2), "there is no cuda:2: this machine has 2 GPUs (cuda:0 to cuda:1)");
+        assert_eq!(message(&two[..1], 7), "there is no cuda:7: this machine has 1 GPU (cuda:0)");
+        assert_eq!(
+            message(&two, 1),
+            "cuda:1, Imaginary 100, is too old: its compute capability is 7.5, the kernels need 8.0 (Ampere) or newer"
+        );
+    }
+
+    #[test]
+    fn the_driver_is_for_the_minor_version_too() {
+        let check = |needed| check_version(&driver(&[]), needed);
+        assert!(check(13000).is_ok() && check(13010).is_ok() && check(12090).is_ok());
+        let message = check(13020).unwrap_err().to_string();
+        assert!(message.contains("serves CUDA 13.1, this build needs 13.2"), "{message}");
+        assert!(check(14000).unwrap_err().is_told() && !Missing::Gpu.is_told());
+    }
+
+    #[test]
+    fn a_program_says_what_it_was_made_for() {
+        let program = format!("\0{MARK}\0rodata {MARK}13010\0");
+        assert_eq!(made_for(program.as_bytes()), Some(13010));
+        assert_eq!(made_for(format!("{MARK}of any version").as_bytes()), None);
     }
 }

@@ -10,6 +10,7 @@ pub mod keys;
 pub mod modernbert;
 pub mod mpnet;
 pub mod names;
+pub mod on_cuda;
 pub mod roberta;
 
 use crate::data::Batch;
@@ -27,6 +28,7 @@ use crate::nn::workspace::{Buffer, SLACK};
 use crate::ops::disentangled::GROUPS;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::{EmbeddingIndex, EmbeddingShape};
+use crate::ops::index::Index;
 use crate::ops::rows::{mean_rows, mean_rows_backward};
 use crate::rng::PassKey;
 use candle_core::{DType, Device, Tensor};
@@ -245,9 +247,9 @@ impl Read {
 /// A batch on the device.
 #[derive(Debug)]
 struct Input {
-    ids: Tensor,
-    positions: Tensor,
-    types: Tensor,
+    ids: Index,
+    positions: Index,
+    types: Index,
     cu_seqlens: Vec<u32>,
     /// Tokens of the longest row.
     longest: usize,
@@ -260,24 +262,20 @@ struct Input {
 
 impl Input {
     fn new(config: &EncoderConfig, batch: &Batch, read: Read, key: Option<PassKey>, device: &Device) -> Result<Self> {
-        let vector = |v: &[u32]| Tensor::from_slice(v, v.len(), device);
+        let vector = |v: &[u32]| Index::new(v, device);
         let rows = batch.cu_seqlens.len() - 1;
         let selection = match read {
             Read::All | Read::Mean => None,
             Read::First => Some(Selection {
                 index: vector(&batch.cu_seqlens[..rows])?,
-                positions: Tensor::zeros(rows, DType::U32, device)?,
+                positions: vector(&vec![0; rows])?,
                 cu_queries: (0..=rows as u32).collect(),
             }),
         };
         Ok(Self {
             ids: vector(&batch.ids)?,
             positions: vector(&config.positions.of(batch))?,
-            types: if config.reads_types {
-                vector(&batch.type_ids)?
-            } else {
-                Tensor::zeros(batch.ids.len(), DType::U32, device)?
-            },
+            types: if config.reads_types { vector(&batch.type_ids)? } else { vector(&vec![0; batch.ids.len()])? },
             longest: batch.max_len(),
             read,
             cu_seqlens: batch.cu_seqlens.clone(),
@@ -413,6 +411,15 @@ impl Encoder {
         self.recompute = on;
     }
 
+    /// Gives back the memory of all buffers; the next pass makes those that it needs.
+    pub fn release_buffers(&mut self) {
+        self.acts.clear();
+        self.outs.clear();
+        self.embeddings.release_buffers();
+        (self.mean, self.spread) = (Buffer::default(), Buffer::default());
+        (self.scratch, self.input) = (Scratch::default(), None);
+    }
+
     /// Bytes that the buffers of a training pass take for a batch of `tokens` in `rows` rows of up to `longest`, keeping
     /// activations or not.
     pub fn training_bytes(
@@ -504,7 +511,7 @@ impl Encoder {
         let Some(input) = self.input.take() else {
             return Err(Error::Failed("backward without a forward pass that kept its activations".into()));
         };
-        let (n, tokens, shape) = (self.layers.len(), input.ids.elem_count(), &self.config.layer);
+        let (n, tokens, shape) = (self.layers.len(), input.ids.len(), &self.config.layer);
         let embedded = self.embeddings.output(params, tokens)?;
         let mut grad = Stream { x: grad.clone(), residual: None };
         if input.read == Read::Mean {

@@ -83,6 +83,11 @@ impl Embeddings {
         self.tables..self.end
     }
 
+    /// Gives back the memory of the buffers.
+    pub fn release_buffers(&mut self) {
+        [self.sum, self.embedded, self.projected, self.grad] = Default::default();
+    }
+
     /// Values that the buffers of a pass over `tokens` hold.
     pub fn buffer_len(&self, tokens: usize) -> usize {
         let projected = if self.projection.is_some() { self.shape.hidden } else { 0 };
@@ -92,7 +97,7 @@ impl Embeddings {
     /// The input of the first layer, `[tokens, hidden]`, in a buffer that the next pass overwrites.
     pub fn forward(&mut self, params: &Params, index: EmbeddingIndex<'_>, dropout: Dropout) -> Result<Tensor> {
         let (EmbeddingsShape { tables, width, hidden, .. }, space) = (self.shape, params.space());
-        let tokens = index.ids.elem_count();
+        let tokens = index.ids.len();
         let (sum, embedded) = (self.sum.view(tokens, width, space)?, self.embedded.view(tokens, width, space)?);
         embed(&sum, &embedded, &params.weight(self.tables, &[tables.rows(), width])?, index, tables, dropout)?;
         let Some([weight, bias]) = self.projection else { return Ok(embedded) };
@@ -141,7 +146,7 @@ impl Embeddings {
             params.begin_window()?;
             params.zero_grad(self.tables + tables.vocab * width..self.tables + tables.rows() * width)?;
         }
-        params.touch(index.ids)?;
+        params.touch(index.ids.values());
         let shape = [tables.rows(), width];
         let (block, dblock) = (params.weight(self.tables, &shape)?, params.grad(self.tables, &shape)?);
         let space = params.space();

@@ -157,7 +157,8 @@ struct Training {
     average: Option<Tensor>,
 }
 
-/// Packed copies of the weights that products read in evaluation, made when first asked for after a change of the weights.
+/// Packed copies of the weights that products read in evaluation, and on a GPU in training too, made when first asked for after
+/// a change of the weights.
 #[derive(Debug, Default)]
 struct Copies {
     /// Counts the changes of the weights.
@@ -235,7 +236,7 @@ impl Params {
     pub fn swap_average(&mut self) {
         if let Some(average) = self.training.as_mut().and_then(|t| t.average.as_mut()) {
             std::mem::swap(&mut self.weights, average);
-            self.weights_loaded();
+            self.weights_change();
         }
     }
 
@@ -305,7 +306,7 @@ impl Params {
 
     /// Replaces the weights of one parameter.
     pub fn set_weight(&self, spec: &Spec, values: Vec<f32>) -> Result<()> {
-        self.weights_loaded();
+        self.weights_change();
         self.weights.slice_set(&Tensor::from_vec(values, spec.len(), self.device())?, 0, spec.offset)
     }
 
@@ -326,7 +327,10 @@ impl Params {
         };
         let averages = self.training.as_ref().is_some_and(|t| t.average.is_some());
         if on_gpu(self.device()) {
-            return (3 + usize::from(averages)) * 4 * self.arena_len();
+            // The copies of the matrices, which are nearly all but the sparse table.
+            let copied = self.arena_len() - self.sparse.as_ref().map_or(0, |t| t.ever.len() * t.width);
+            let copies = if keeps_packed((self.dtype, self.device()), true) { 2 * copied } else { 0 };
+            return (3 + usize::from(averages)) * 4 * self.arena_len() + copies;
         }
         let bytes = |s: &Spec| 4 * s.len();
         let grads: usize = self.learners().map(|(s, _)| sparse(s).map_or(bytes(s), pages_of)).sum();
@@ -359,11 +363,12 @@ impl Params {
             }
         };
         packed.insert((offset, out, inp), (version, fresh.clone()));
-        Ok(fresh)
+        // There a copy lies as the master does, and all products read it like that.
+        Ok(if on_gpu(self.device()) { fresh.as_it_lies()? } else { fresh })
     }
 
-    /// To be called whenever weights come from outside.
-    fn weights_loaded(&self) {
+    /// To be called whenever weights change.
+    fn weights_change(&self) {
         self.copies.version.set(self.copies.version.get() + 1);
     }
 
@@ -395,7 +400,7 @@ impl Params {
             bail!("there is no arena {name}");
         };
         arena.slice_set(values, 0, 0)?;
-        self.weights_loaded();
+        self.weights_change();
         if let (SECOND_MOMENT, Some(s)) = (name, self.sparse.as_mut().filter(|s| !s.all)) {
             let rows = values.narrow(0, s.start, s.ever.len() * s.width)?.reshape((s.ever.len(), s.width))?;
             let touched: Vec<f32> = rows.max(1)?.to_vec1()?;
@@ -406,7 +411,7 @@ impl Params {
 
     /// Replaces the weights alone.
     pub fn restore_weights(&self, weights: &Tensor) -> Result<()> {
-        self.weights_loaded();
+        self.weights_change();
         self.weights.slice_set(weights, 0, 0)
     }
 
@@ -424,15 +429,14 @@ impl Params {
         zero_ranges(&self.training()?.grads, &[range])
     }
 
-    /// Notes which rows of the sparse table a batch touches; the tensor is read where it matters.
-    pub fn touch(&mut self, rows: &Tensor) -> Result<()> {
+    /// Notes which rows of the sparse table a batch touches.
+    pub fn touch(&mut self, rows: &[u32]) {
         if let Some(s) = self.sparse.as_mut().filter(|s| !s.all) {
-            for r in rows.to_vec1::<u32>()? {
+            for &r in rows {
                 s.window[r as usize] = true;
                 s.ever[r as usize] = true;
             }
         }
-        Ok(())
     }
 
     /// ‖gradient‖² of one parameter.
@@ -471,6 +475,7 @@ impl Params {
     /// One AdamW step.
     pub fn step(&self, step: AdamWStep, weight_decay: f64) -> Result<()> {
         let t = self.training()?;
+        self.weights_change();
         adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &self.segments(step.step, weight_decay))
     }
 

@@ -15,6 +15,7 @@ use crate::ops::disentangled::{DisentangledSpec, disentangled_attention, disenta
 use crate::ops::dropout::Dropout;
 use crate::ops::gated::{gated, gated_backward};
 use crate::ops::gemm::{Weight, linear, linear_act, linear_act_backward, linear_input_grad, linear_weight_grad};
+use crate::ops::index::Index;
 use crate::ops::layer_norm::{ResidualNormGrads, residual_norm, residual_norm_backward, residual_norm_backward_onto};
 use crate::ops::rotary::rotate;
 use crate::ops::rows::{add_rows, gather_rows};
@@ -25,10 +26,10 @@ use std::ops::Range;
 /// Which tokens the layers above read.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Their rows in the packed batch, u32 `[queries]`, ascending.
-    pub index: Tensor,
-    /// Their positions in their rows, u32 `[queries]`.
-    pub positions: Tensor,
+    /// Their rows in the packed batch, `[queries]`, ascending.
+    pub index: Index,
+    /// Their positions in their rows, `[queries]`.
+    pub positions: Index,
     /// Prefix sums of the rows' query counts, `[batch + 1]`.
     pub cu_queries: Vec<u32>,
 }
@@ -59,8 +60,8 @@ pub struct Pass<'a> {
 pub struct PassRotary<'a> {
     /// `[positions, head_dim]`
     pub table: &'a Tensor,
-    /// Of every token, u32 `[tokens]`.
-    pub positions: &'a Tensor,
+    /// Of every token, `[tokens]`.
+    pub positions: &'a Index,
 }
 
 /// A bias of the scores by distance ([`super::distance_bias`]).
@@ -346,7 +347,7 @@ impl Layer {
     }
 
     /// Turns heads by their positions, or their gradients back.
-    fn turn(&self, x: &Tensor, positions: Option<&Tensor>, pass: &Pass<'_>, back: bool) -> Result<()> {
+    fn turn(&self, x: &Tensor, positions: Option<&Index>, pass: &Pass<'_>, back: bool) -> Result<()> {
         match (pass.rotary, positions) {
             (Some(rotary), Some(positions)) => rotate(x, rotary.table, positions, back),
             _ => Ok(()),

@@ -83,6 +83,9 @@ pub struct TrainConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MOST_TOKENS))]
     pub batch_tokens: Option<usize>,
+    /// Whether a step that does not fit the memory is done in batches of half the rows (or a smaller part, until it fits) and
+    /// as many more of them: the rows of each step stay the same. Default false.
+    pub auto_find_batch_size: bool,
     /// Rows of one forward pass in evaluation. Default 32.
     #[schemars(range(min = 1, max = MOST_ROWS))]
     pub eval_batch_size: usize,
@@ -142,6 +145,9 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Number format of activations and matrix products. Default f32.
     pub precision: Precision,
+    /// Whether an NVIDIA GPU may round the operands of f32 products to TF32 (10 bits behind the point): much faster. Default
+    /// false.
+    pub tf32: bool,
     /// Optimizer steps between `step` events. Default 500.
     #[schemars(range(min = 1))]
     pub logging_steps: u64,
@@ -200,6 +206,7 @@ impl Default for TrainConfig {
             max_steps: None,
             batch_size: None,
             batch_tokens: None,
+            auto_find_batch_size: false,
             eval_batch_size: 32,
             learning_rate: 5e-5,
             weight_decay: 0.0,
@@ -220,6 +227,7 @@ impl Default for TrainConfig {
             focal_gamma: 0.0,
             seed: 42,
             precision: Precision::F32,
+            tf32: false,
             logging_steps: 500,
             eval_steps: None,
             save_steps: None,
@@ -274,6 +282,34 @@ impl TrainConfig {
     /// Whether a larger `metric_for_best_model` is better.
     pub fn greater_is_better(&self) -> bool {
         self.greater_is_better.unwrap_or(!matches!(self.deciding().1, "loss" | "mse" | "mae"))
+    }
+
+    /// The same steps in smaller batches: each of half the rows, or of the largest part that leaves no rest, and as many more
+    /// to a step. `None` where batches have one row, or are of so many tokens.
+    pub fn with_smaller_batches(&self) -> Option<Self> {
+        let rows = self.batch_size.filter(|rows| *rows > 1)?;
+        let parts = (2..=rows).find(|parts| rows.is_multiple_of(*parts))?;
+        let gradient_accumulation_steps = self.gradient_accumulation_steps * parts;
+        Some(Self { batch_size: Some(rows / parts), gradient_accumulation_steps, ..self.clone() })
+    }
+
+    /// [`Self::with_smaller_batches`] as far as it takes to reach batches of `rows`, as a run before this one did.
+    pub fn with_batches_of(&self, rows: usize) -> Option<Self> {
+        std::iter::successors(Some(self.clone()), Self::with_smaller_batches).find(|c| c.batch_size == Some(rows))
+    }
+
+    /// What `auto_find_batch_size` chose, in words.
+    pub fn describe_batches(&self) -> String {
+        let (rows, batches) = (self.batch_size.unwrap_or(DEFAULT_BATCH_SIZE), self.gradient_accumulation_steps);
+        format!(
+            "train.auto_find_batch_size: batches have {rows} row{}, {batches} of them to a step",
+            if rows == 1 { "" } else { "s" }
+        )
+    }
+
+    /// Whether products in TF32 are asked for where there are none; a note to say so.
+    pub fn tf32_note(&self, device: &Device) -> Option<String> {
+        (self.tf32 && device.is_cpu()).then(|| "train.tf32 is for NVIDIA GPUs; computing in full f32".into())
     }
 
     /// Puts in the defaults that depend on other keys.
@@ -396,6 +432,10 @@ impl TrainConfig {
             let message =
                 "is set beside train.batch_size, and a batch is either so many tokens or so many rows; remove one";
             return Err(Invalid::new("train.batch_tokens", message));
+        }
+        if self.batch_tokens.is_some() && self.auto_find_batch_size {
+            let message = "is set beside train.batch_tokens, whose batches have no parts of equal size; set train.batch_size instead";
+            return Err(Invalid::new("train.auto_find_batch_size", message));
         }
         let steps = [
             ("train.max_steps", self.max_steps),

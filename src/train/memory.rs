@@ -5,13 +5,14 @@ use super::plan::{Epoch, Plan};
 use crate::data::Dataset;
 use crate::data::sampler::length_sorted;
 use crate::model::{Model, TrainingPlan};
+use candle_core::Device;
 
 /// What a training will take.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
     /// The process's peak of resident memory, in bytes.
     pub peak_rss_bytes: u64,
-    /// How much of it is not held yet.
+    /// How much of the memory that it is computed in is not held yet.
     pub growth_bytes: u64,
     /// What a GPU holds instead, weights included; 0 on the CPU.
     pub device_bytes: u64,
@@ -46,7 +47,8 @@ pub fn estimate_memory(model: &Model, data: &Dataset, scored: &[&Dataset], confi
     let training_bytes = model.training_bytes(&plan) as u64;
     if !model.params.device().is_cpu() {
         let device_bytes = 4 * model.params.arena_len() as u64 + training_bytes;
-        return Estimate { peak_rss_bytes: peak_rss_bytes(), growth_bytes: 0, device_bytes };
+        let growth_bytes = model.buffer_bytes(&plan) as u64;
+        return Estimate { peak_rss_bytes: peak_rss_bytes(), growth_bytes, device_bytes };
     }
     let growth_bytes = training_bytes + SCRATCH_BYTES * rayon::current_num_threads() as u64;
     Estimate { peak_rss_bytes: (rss_bytes() + growth_bytes).max(peak_rss_bytes()), growth_bytes, device_bytes: 0 }
@@ -101,6 +103,28 @@ fn rss_bytes() -> u64 {
     resident().unwrap_or_else(peak_rss_bytes)
 }
 
+/// `config` with the largest batches that fit: those it has, or else smaller ones ([`TrainConfig::with_smaller_batches`]), with what
+/// `estimate` says of them, until they take no more than is free or cannot be smaller.
+pub fn fitting_batches(
+    config: &TrainConfig,
+    free: Option<u64>,
+    estimate: impl Fn(&TrainConfig) -> Estimate,
+) -> (TrainConfig, Estimate) {
+    let mut fitting = (config.clone(), estimate(config));
+    while free.is_some_and(|free| fitting.1.growth_bytes > free)
+        && let Some(smaller) = fitting.0.with_smaller_batches()
+    {
+        let memory = estimate(&smaller);
+        fitting = (smaller, memory);
+    }
+    fitting
+}
+
+/// Memory that a device still has, in bytes, where it says: a GPU's own, or what [`available_bytes`] finds.
+pub fn free_bytes(device: &Device) -> Option<u64> {
+    if device.is_cpu() { available_bytes() } else { crate::device::free_bytes(device) }
+}
+
 /// Memory that can still be had without swapping, in bytes, where the system says: the machine's, or less in a container
 /// with a limit of its own.
 pub fn available_bytes() -> Option<u64> {
@@ -111,4 +135,27 @@ pub fn available_bytes() -> Option<u64> {
     let limit = number("/sys/fs/cgroup/memory.max"); // "max" is no number and no limit
     let left = limit.zip(number("/sys/fs/cgroup/memory.current")).map(|(max, used)| max.saturating_sub(used));
     Some((kib * 1024).min(left.unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_shrink_until_they_fit() {
+        let config = TrainConfig { batch_size: Some(24), gradient_accumulation_steps: 2, ..TrainConfig::default() };
+        // A gigabyte a row.
+        let estimate = |config: &TrainConfig| {
+            let growth_bytes = config.batch_size.unwrap() as u64 * 1_000_000_000;
+            Estimate { peak_rss_bytes: 0, growth_bytes, device_bytes: 0 }
+        };
+        let fit = |free: Option<u64>| {
+            let (fitting, memory) = fitting_batches(&config, free, estimate);
+            assert_eq!(memory, estimate(&fitting));
+            (fitting.batch_size.unwrap(), fitting.gradient_accumulation_steps)
+        };
+        let free = [30, 24, 23, 11, 5, 2, 0].map(|n| fit(Some(n * 1_000_000_000)));
+        assert_eq!(free, [(24, 2), (24, 2), (12, 4), (6, 8), (3, 16), (1, 48), (1, 48)]);
+        assert_eq!(fit(None), (24, 2));
+    }
 }

@@ -226,6 +226,9 @@ pub struct State {
     pub logged_loss: f64,
     #[serde(alias = "logged_rows")]
     pub logged_divisor: f64,
+    /// Rows of a batch, where `train.auto_find_batch_size` chose others than the config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
     /// Length of `events.jsonl` when the checkpoint was taken.
     pub events_bytes: u64,
 }

@@ -9,6 +9,7 @@ use crate::model::{LoadReport, Model, Thaw, Tuning};
 use crate::ops::adamw::AdamWStep;
 use crate::optim::schedule::Schedule;
 use crate::rng::PassKey;
+use candle_core::Tensor;
 
 /// What one step needs from the config, with the schedule of the whole run.
 #[derive(Debug, Clone)]
@@ -104,38 +105,52 @@ pub struct Window {
 }
 
 /// Forward and backward of the window of step `step` (from 0); gradients are those of the mean loss of the whole window,
-/// whatever its split into batches. Stops early, with a NaN norm, at a loss that is not finite.
+/// whatever its split into batches. On the CPU it stops early, with a NaN norm, at a loss that is not finite. A GPU is waited for
+/// once, for the norm, behind which the losses are there too (and once more for `fgm_epsilon`).
 pub fn gradients(model: &mut Model, window: &[Batch], config: &StepConfig, step: u64) -> Result<Window> {
     model.params.begin_step(step);
     let rows: usize = window.iter().map(Batch::len).sum();
     let divisor: f64 = window.iter().map(|b| config.objective.divisor(&b.targets, b.len())).sum();
-    let passes = |model: &mut Model, seed: u64, accumulate: bool| -> Result<f64> {
-        let mut loss_sum = 0.0;
+    let is_cpu = model.params.device().is_cpu();
+    let passes = |model: &mut Model, seed: u64, accumulate: bool| -> Result<Vec<Tensor>> {
+        let mut losses = vec![];
         for (i, batch) in window.iter().enumerate() {
             let key = PassKey::new(seed, step * config.accumulation + i as u64);
             let accumulate = accumulate || i > 0;
-            loss_sum += model.forward_backward(batch, Some(key), &config.objective, 1.0 / divisor, accumulate)?;
-            if !loss_sum.is_finite() {
+            #[cfg(test)]
+            small_memory::check(batch.len())?;
+            let scale = 1.0 / divisor;
+            losses.push(model.forward_backward_unread(batch, Some(key), &config.objective, scale, accumulate)?);
+            if is_cpu && !sum(&losses[i..])?.is_finite() {
                 break;
             }
         }
-        Ok(loss_sum)
+        Ok(losses)
     };
-    let loss_sum = passes(model, config.seed, false)?;
-    if !loss_sum.is_finite() {
-        return Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
+    let broken = |loss_sum| Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
+    let losses = passes(model, config.seed, false)?;
+    if is_cpu && !sum(&losses)?.is_finite() {
+        return broken(sum(&losses)?);
     }
     if config.fgm_epsilon > 0.0 {
         // Fast gradient method (Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text Classification"):
         // the gradients where the loss is worse are added, under dropout of their own.
         let kept = model.params.perturb_rows(config.fgm_epsilon)?;
-        let loss_sum = passes(model, !config.seed, true)?;
+        let passed = passes(model, !config.seed, true);
+        // Whatever happened: a step that did not fit the memory may be tried again.
         model.params.put_back(&kept)?;
+        let loss_sum = sum(&passed?)?;
         if !loss_sum.is_finite() {
-            return Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
+            return broken(loss_sum);
         }
     }
-    Ok(Window { loss_sum, rows, divisor, grad_norm: model.params.grad_norm()? })
+    let grad_norm = model.params.grad_norm()?;
+    Ok(Window { loss_sum: sum(&losses)?, rows, divisor, grad_norm })
+}
+
+/// Of scalars in f64, which a device is waited for.
+fn sum(losses: &[Tensor]) -> Result<f64> {
+    losses.iter().try_fold(0.0, |sum, loss| Ok(sum + loss.to_scalar::<f64>()?))
 }
 
 /// Updates the weights from the gradients of [`gradients`]; returns the learning rate used.
@@ -151,4 +166,18 @@ pub fn update(model: &Model, grad_norm: f64, config: &StepConfig, step: u64) -> 
         model.params.average(config.ema_decay, step + 1, config.weight_decay)?;
     }
     Ok(learning_rate)
+}
+
+/// For tests: a device whose memory holds passes of so many rows.
+#[cfg(test)]
+pub mod small_memory {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub static MOST_ROWS: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+
+    pub fn check(rows: usize) -> candle_core::Result<()> {
+        if rows <= MOST_ROWS.get() { Ok(()) } else { candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY)") }
+    }
 }

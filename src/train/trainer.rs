@@ -7,6 +7,7 @@ use super::plan::{Epoch, Plan};
 use super::run_dir::{Best, EventLog, Identity, RunDir, State};
 use super::step::{StepConfig, gradients, update};
 use crate::data::{Batch, Dataset};
+use crate::device::is_out_of_memory;
 use crate::error::{Error, Result};
 use crate::model::{BertftJson, Model, Pretrained};
 use std::collections::HashSet;
@@ -17,7 +18,7 @@ pub struct Trainer<'a> {
     pub model: &'a mut Model,
     pub train: &'a Dataset,
     pub eval: &'a [EvalSet],
-    pub config: &'a TrainConfig,
+    pub config: TrainConfig,
     /// `train.class_weights` in label order.
     pub class_weights: Option<&'a [f32]>,
     pub run: &'a RunDir,
@@ -65,9 +66,9 @@ impl Trainer<'_> {
     /// [`Error::Failed`] when the loss or a gradient is not finite, or a parameter is not reached by the loss;
     /// [`Error::Interrupted`] after a checkpoint when the reporter asks to stop.
     pub fn run(mut self, mut state: State) -> Result<Outcome> {
-        let plan = Plan::new(self.config, self.train);
+        let plan = Plan::new(&self.config, self.train);
         let total = plan.total;
-        let mut step_config = StepConfig::new(self.config, total);
+        let mut step_config = StepConfig::new(&self.config, total);
         step_config.objective.class_weights = self.class_weights.map(<[f32]>::to_vec);
         let mut session = Session::default();
         let mut current: Option<(u64, Epoch)> = None;
@@ -77,10 +78,18 @@ impl Trainer<'_> {
             let (epoch, within) = plan.place(state.step);
             let (_, batches) = match current.take() {
                 Some(drawn) if drawn.0 == epoch => current.insert(drawn),
-                _ => current.insert((epoch, Epoch::new(self.config, self.train, epoch))),
+                _ => current.insert((epoch, Epoch::new(&self.config, self.train, epoch))),
             };
             let window: Vec<Batch> = batches.window(within).map(|rows| self.train.batch(rows)).collect();
-            self.step(&window, &step_config, &mut state, &mut session, before)?;
+            match self.step(&window, &step_config, &mut state, &mut session, before) {
+                // The step was not done: once more, in smaller batches of the same rows.
+                Err(e) if self.shrinks_batches(&e, &mut state)? => {
+                    step_config.accumulation = self.config.gradient_accumulation_steps as u64;
+                    current = None;
+                    continue;
+                }
+                done => done?,
+            }
             if state.step.is_multiple_of(self.config.logging_steps) {
                 self.log_step(&mut state, &session, &plan)?;
             }
@@ -145,6 +154,21 @@ impl Trainer<'_> {
             tokens_per_second: session.tokens_per_second(),
         });
         Ok(())
+    }
+
+    /// Whether the error is that a device's memory was full, and batches are smaller from now on.
+    fn shrinks_batches(&mut self, error: &Error, state: &mut State) -> Result<bool> {
+        let is_full = matches!(error, Error::Candle(e) if is_out_of_memory(e));
+        if !is_full || !self.config.auto_find_batch_size {
+            return Ok(false);
+        }
+        let Some(smaller) = self.config.with_smaller_batches() else { return Ok(false) };
+        self.model.release_buffers()?;
+        let message = format!("step {}: the device's memory is full; {}", state.step + 1, smaller.describe_batches());
+        self.emit(&Event::Warning { message })?;
+        state.batch_size = smaller.batch_size;
+        self.config = smaller;
+        Ok(true)
     }
 
     fn log_step(&mut self, state: &mut State, session: &Session, plan: &Plan) -> Result<()> {
@@ -317,4 +341,109 @@ pub fn collect_metrics(scores: &[SetScores]) -> Result<serde_json::Value> {
         out.insert("slices".into(), slices.into());
     }
     Ok(out.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::config::TaskKind;
+    use crate::data::{Targets, Tokens};
+    use crate::model::Task;
+    use crate::nn::workspace::Space;
+    #[cfg(all(gpu, not(feature = "cuda")))]
+    use crate::train::config::Precision;
+    use crate::train::log::Silent;
+    use crate::train::run_dir::Existing;
+    use crate::train::step::{small_memory, start};
+    use candle_core::Device;
+    use std::path::Path;
+
+    fn space(config: &TrainConfig) -> Space<'static> {
+        Space { dtype: config.precision.dtype(), device: &Device::Cpu }
+    }
+
+    /// Weights after training in a directory of their own, and what `events.jsonl` has of warnings.
+    fn train(config: &TrainConfig) -> Result<(Vec<f32>, State, Vec<String>)> {
+        let source = Pretrained::open(Path::new("tests/golden/fixtures/classification/model"))?;
+        let task = Task { kind: TaskKind::Classification, labels: ["a", "b", "c", "d"].map(String::from).to_vec() };
+        let (mut model, mut report) = Model::load(&source, task, 1, space(config))?;
+        let rows: Vec<Vec<u32>> = (0..22u32).map(|i| (0..3 + i % 5).map(|j| 1 + (i * 7 + j) % 20).collect()).collect();
+        let tokens = Tokens::from_rows(rows.iter().map(|ids| (ids.clone(), vec![0; ids.len()], false)));
+        let targets = Targets::Class((0..22).map(|i| i % 4).collect());
+        let data = Dataset { tokens, targets, lines: (1..=22).collect(), file: "t".into() };
+        start(&mut model, config, &Plan::new(config, &data), &mut report)?;
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::check(dir.path(), Existing::Refuse, &[])?;
+        run.prepare(Existing::Refuse)?;
+        let mut log = EventLog::open(&run, 0)?;
+        let json =
+            r#"{"version":"0","task":"classification","text":"text","label":"label","header":true,"max_length":16}"#;
+        let extra: BertftJson = serde_json::from_str(json).unwrap();
+        let outcome = Trainer {
+            model: &mut model,
+            train: &data,
+            eval: &[],
+            config: config.clone(),
+            class_weights: None,
+            run: &run,
+            source: &source,
+            extra: &extra,
+            identity: &Identity(serde_json::Map::new()),
+            log: &mut log,
+            reporter: &mut Silent,
+            started: Instant::now(),
+        }
+        .run(State::default())?;
+        let events = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
+        let warnings = events.lines().filter(|line| line.contains("warning")).map(String::from).collect();
+        Ok((model.params.weights().to_vec1()?, outcome.state, warnings))
+    }
+
+    /// A memory that holds two rows a pass: batches of eight become two, and the weights are those of eight but for rounding.
+    #[test]
+    fn a_step_that_does_not_fit_is_done_in_smaller_batches() {
+        let config = TrainConfig {
+            batch_size: Some(8),
+            auto_find_batch_size: true,
+            fgm_epsilon: 0.5,
+            learning_rate: 1e-3,
+            ..TrainConfig::default()
+        };
+        let (want, state, warnings) = train(&config).unwrap();
+        assert_eq!((state.step, state.samples, state.batch_size, warnings.len()), (9, 66, None, 0));
+        let loss = state.logged_loss;
+        small_memory::MOST_ROWS.set(2);
+        let (got, state, warnings) = train(&config).unwrap();
+        assert_eq!((state.step, state.samples, state.batch_size), (9, 66, Some(2)));
+        assert!(warnings.len() == 2 && warnings[0].contains("step 1: the device's memory is full"), "{warnings:?}");
+        assert!(warnings[1].contains("batches have 2 rows, 4 of them to a step"), "{warnings:?}");
+        // AdamW makes steps of rounding where a gradient is zero by nature, so all weights together are compared.
+        let norm =
+            |of: &dyn Fn(f32, f32) -> f32| want.iter().zip(&got).map(|(a, b)| of(*a, *b).powi(2)).sum::<f32>().sqrt();
+        let (differs, moved) = (norm(&|a, b| a - b), norm(&|a, _| a) * 1e-4);
+        assert!(differs > 0.0 && differs < moved, "{differs} {moved}");
+        assert!((state.logged_loss / loss - 1.0).abs() < 1e-4, "{} {loss}", state.logged_loss);
+        // Not even one row fits, and nobody asked for smaller batches.
+        for (most, auto_find_batch_size) in [(0, true), (2, false)] {
+            small_memory::MOST_ROWS.set(most);
+            let error = train(&TrainConfig { auto_find_batch_size, ..config.clone() }).unwrap_err();
+            assert!(matches!(&error, Error::Candle(e) if is_out_of_memory(e)), "{error}");
+        }
+    }
+
+    /// A GPU's bf16 products read copies of the weights: they must follow the steps.
+    #[cfg(all(gpu, not(feature = "cuda")))]
+    #[test]
+    fn bf16_learns_as_f32_does_on_a_gpu() {
+        let losses = [Precision::F32, Precision::Bf16].map(|precision| {
+            let config = TrainConfig { batch_size: Some(8), learning_rate: 3e-3, precision, ..TrainConfig::default() };
+            [0.3, 3.0].map(|epochs| {
+                let state = train(&TrainConfig { epochs, ..config.clone() }).unwrap().1;
+                state.logged_loss / state.logged_divisor
+            })
+        });
+        // How far the mean of all steps lies below the first step's.
+        let [falls, falls_too] = losses.map(|[begins, mean]| begins - mean);
+        assert!(falls > 0.01 && (falls_too / falls - 1.0).abs() < 0.05, "{losses:?}");
+    }
 }

@@ -15,10 +15,6 @@ fn values(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn rows(rows: &[u32]) -> Tensor {
-    Tensor::new(rows, &Device::Cpu).unwrap()
-}
-
 #[test]
 fn views_are_the_arena() {
     let p = params();
@@ -53,7 +49,7 @@ fn untouched_rows_stay_and_touched_rows_are_cleared() {
     let mut p = params();
     let g = p.grad(0, &[5, 2]).unwrap();
     p.begin_window().unwrap();
-    p.touch(&rows(&[1, 2, 4])).unwrap();
+    p.touch(&[1, 2, 4]);
     g.slice_set(&Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap(), 0, 1).unwrap();
     assert_eq!(p.grad_norm().unwrap(), 2.0);
     let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 0.0, step: 1, grad_scale: 1.0 };
@@ -72,7 +68,7 @@ fn untouched_rows_stay_and_touched_rows_are_cleared() {
 #[test]
 fn a_checkpoint_brings_back_which_rows_have_moments() {
     let mut p = params();
-    p.touch(&rows(&[3])).unwrap();
+    p.touch(&[3]);
     p.grad(0, &[5, 2]).unwrap().slice_set(&Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap(), 0, 3).unwrap();
     let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
     p.step(step, 0.0).unwrap();
@@ -96,4 +92,26 @@ fn what_is_absent_has_room_and_no_name() {
     assert_eq!(layout.specs().iter().map(|s| (s.name.as_str(), s.offset)).collect::<Vec<_>>(), [("gamma", 3)]);
     let p = Params::new(layout, vec![0.0; 9], Space::f32(&Device::Cpu), None).unwrap();
     assert!(p.trains(3..6) && !p.trains(0..3) && !p.trains(6..9));
+}
+
+/// A GPU's bf16 copy serves a step's passes, and is made anew when the step has moved the weights.
+#[cfg(all(gpu, not(feature = "cuda")))]
+#[test]
+fn copies_on_a_gpu_follow_the_steps() {
+    let mut layout = Layout::default();
+    layout.block(&[("w.weight".into(), vec![4, 6], Init::Normal)]);
+    let space = Space { dtype: DType::BF16, device: &Device::Cpu };
+    let mut p = Params::new(layout, vec![0.5; 24], space, None).unwrap();
+    p.start_training().unwrap();
+    let copy = |p: &Params| match p.linear(0, 4, 6).unwrap() {
+        Weight::Master(w) => (w.dtype(), values(&w.to_dtype(DType::F32).unwrap())),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(copy(&p), (DType::BF16, vec![0.5; 24]));
+    p.grad(0, &[24]).unwrap().slice_set(&Tensor::ones(24, DType::F32, &Device::Cpu).unwrap(), 0, 0).unwrap();
+    assert_eq!(copy(&p).1, vec![0.5; 24]);
+    let (learning_rate, grad_scale) = (0.25, 1.0);
+    let step = AdamWStep { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, grad_scale };
+    p.step(step, 0.0).unwrap();
+    assert!(copy(&p).1.iter().all(|w| (w - 0.25).abs() < 0.01), "{:?}", copy(&p));
 }

@@ -34,7 +34,7 @@ fn compare(heads: usize, d: usize, window: Option<usize>, biased: bool, asking: 
     let n = asking.len();
     let q = bf16(&(matrix(n, hidden, 1) * 3.0).unwrap());
     let (kv, dout) = (bf16(&(matrix(tokens, 2 * hidden, 2) * 2.0).unwrap()), bf16(&matrix(n, hidden, 3)));
-    let queries = Tensor::new(asking, q.device()).unwrap();
+    let queries = Index::new(asking, q.device()).unwrap();
     let (values, grads) = ((matrix(heads, 2 * 130 + 1, 7) * 2.0).unwrap(), [zeros(heads, 261), zeros(heads, 261)]);
     let spec = |grad| AttentionSpec {
         cu_queries: &cu_queries,

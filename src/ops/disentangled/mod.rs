@@ -9,7 +9,8 @@ mod tests;
 
 pub use cpu::GROUPS;
 
-use crate::ops::attention::{AttentionSpec, ProjectionGrads, Projections, check, columns, query_rows, source};
+use crate::ops::attention::{AttentionSpec, ProjectionGrads, Projections, check, columns, source};
+use crate::ops::index::Index;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
 
@@ -43,6 +44,7 @@ pub fn disentangled_attention<'a>(
     positions: &'a Tensor,
     spec: DisentangledSpec<'a>,
 ) -> Result<()> {
+    spec.attention.place_queries("disentangled_attention")?;
     launch(&Forward(spec), &[out], &with_queries([p.q, p.k, p.v, positions], &spec))
 }
 
@@ -56,6 +58,7 @@ pub fn disentangled_attention_backward<'a>(
     positions: &'a Tensor,
     spec: DisentangledSpec<'a>,
 ) -> Result<()> {
+    spec.attention.place_queries("disentangled_attention_backward")?;
     let mut dst = match to {
         ProjectionGrads::Fused(dqkv) => vec![dqkv],
         ProjectionGrads::Split { dq, dkv } => vec![dq, dkv],
@@ -76,7 +79,7 @@ pub fn log_bucket(distance: i64, buckets: usize, longest: usize) -> i64 {
 }
 
 fn with_queries<'a, const N: usize>(src: [&'a Tensor; N], spec: &DisentangledSpec<'a>) -> Vec<&'a Tensor> {
-    src.into_iter().chain(spec.attention.queries).collect()
+    src.into_iter().chain(spec.attention.queries.map(Index::tensor)).collect()
 }
 
 struct Forward<'a>(DisentangledSpec<'a>);
@@ -91,7 +94,7 @@ fn prepare<'a>(
 ) -> Result<((usize, usize, usize), cpu::Index<'a>)> {
     let attention = &spec.attention;
     let sizes = check(name, attention, (q.rows, q.cols), (k.rows, k.cols), (v.rows, v.cols))?;
-    let queries = query_rows(name, attention, queries)?;
+    let queries = queries.map(Src::u32).transpose()?;
     if attention.bias.is_some() || attention.window.is_some() || spec.sides() == 0 {
         bail!("{name}: positions, and no bias or window beside them");
     }

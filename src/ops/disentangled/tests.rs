@@ -167,7 +167,7 @@ fn matches_the_definition_on_odd_shapes() {
         let (hidden, distances) = (heads * d, distances(140, exact));
         for (counts, asking) in [(&lengths[..], &every[..]), (&[1; 6], &[0, 1, 71, 74, 91, 124]), some] {
             let (cu_q, n) = (prefix(counts), asking.len());
-            let queries = Tensor::new(asking, &candle_core::Device::Cpu).unwrap();
+            let queries = Index::new(asking, &candle_core::Device::Cpu).unwrap();
             let spec = DisentangledSpec {
                 attention: AttentionSpec {
                     cu_queries: &cu_q,
@@ -200,7 +200,7 @@ fn bf16_is_f32_rounded_and_threads_change_no_bit() {
     let (lengths, heads, hidden) = ([1u32, 90, 17, 4, 33, 20, 2, 9, 5, 64], 2, 16);
     let (cu, first, distances) = (prefix(&lengths), prefix(&[1; 10]), distances(95, 40));
     let (tokens, count) = (245, *distances.last().unwrap() as usize + 1);
-    let rows = Tensor::new(&cu[..10], &candle_core::Device::Cpu).unwrap();
+    let rows = Index::new(&cu[..10], &candle_core::Device::Cpu).unwrap();
     for selected in [false, true] {
         let n = if selected { 10 } else { tokens };
         let spec = DisentangledSpec {

@@ -1,5 +1,4 @@
-//! CUDA bodies. An index outside its table is not refused, which would mean to wait for the device: it makes the output
-//! NaN, and the loss with it.
+//! CUDA bodies. The host has checked the indices.
 
 use super::{Backward, EmbeddingShape, Forward};
 use crate::ops::gpu::{Args, Gpu, Grid, Memory, THREADS, View, of, rows_per_chunk, sum_partials};

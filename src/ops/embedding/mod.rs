@@ -11,6 +11,7 @@ use crate::ops::cpu::{Shared, chunk_count, for_chunks, reduce_partials, simd};
 use crate::ops::dropout::Dropout;
 #[cfg(gpu)]
 use crate::ops::gpu::{Gpu, View};
+use crate::ops::index::Index;
 use crate::ops::layer_norm::cpu::{norm_row, norm_row_backward};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
@@ -38,12 +39,22 @@ impl EmbeddingShape {
     }
 }
 
-/// The three index vectors of a packed batch, each u32 `[tokens]`.
+/// The three index vectors of a packed batch, each `[tokens]`.
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingIndex<'a> {
-    pub ids: &'a Tensor,
-    pub positions: &'a Tensor,
-    pub types: &'a Tensor,
+    pub ids: &'a Index,
+    pub positions: &'a Index,
+    pub types: &'a Index,
+}
+
+impl EmbeddingIndex<'_> {
+    /// Refuses what lies outside the tables, and vectors of another length.
+    fn check(&self, name: &str, shape: &EmbeddingShape, tokens: usize) -> Result<()> {
+        let positions = if shape.positions == 0 { usize::MAX } else { shape.positions };
+        self.ids.expect(name, tokens, shape.vocab)?;
+        self.positions.expect(name, tokens, positions)?;
+        self.types.expect(name, tokens, shape.types.max(1))
+    }
 }
 
 /// `s = word[id] + position[p] + type[t]`, `y = dropout(norm(s))`; `s, y: [tokens, hidden]` in f32 or bf16, `s` kept for the
@@ -56,7 +67,9 @@ pub fn embed(
     shape: EmbeddingShape,
     dropout: Dropout,
 ) -> Result<()> {
-    launch(&Forward { shape, dropout }, &[s, y], &[block, at.ids, at.positions, at.types])
+    at.check("embed", &shape, s.dim(0)?)?;
+    let [ids, positions, types] = [at.ids, at.positions, at.types].map(Index::tensor);
+    launch(&Forward { shape, dropout }, &[s, y], &[block, ids, positions, types])
 }
 
 /// Adds the gradients of the five parameters to `dblock`, from `dy: [tokens, hidden]`; `ds` is scratch of `dy`'s shape.
@@ -70,7 +83,9 @@ pub fn embed_backward(
     shape: EmbeddingShape,
     dropout: Dropout,
 ) -> Result<()> {
-    launch(&Backward { shape, dropout }, &[dblock, ds], &[dy, s, block, at.ids, at.positions, at.types])
+    at.check("embed_backward", &shape, ds.dim(0)?)?;
+    let [ids, positions, types] = [at.ids, at.positions, at.types].map(Index::tensor);
+    launch(&Backward { shape, dropout }, &[dblock, ds], &[dy, s, block, ids, positions, types])
 }
 
 struct Forward {
@@ -78,29 +93,13 @@ struct Forward {
     dropout: Dropout,
 }
 
-/// The index vectors as slices, all inside their tables.
-fn indices<'a>(
-    name: &str,
-    shape: &EmbeddingShape,
-    block: (usize, usize),
-    tokens: usize,
-    src: &[Src<'a>],
-) -> Result<[&'a [u32]; 3]> {
-    if block.0 != shape.rows() {
-        bail!("{name}: parameter block of {} rows, expected {}", block.0, shape.rows());
+/// The index vectors as slices, which [`EmbeddingIndex::check`] has seen.
+fn indices<'a>(name: &str, shape: &EmbeddingShape, block: usize, src: &[Src<'a>]) -> Result<[&'a [u32]; 3]> {
+    if block != shape.rows() {
+        bail!("{name}: parameter block of {block} rows, expected {}", shape.rows());
     }
-    let mut out = [&[][..]; 3];
-    let positions = if shape.positions == 0 { usize::MAX } else { shape.positions };
-    for (k, limit) in [shape.vocab, positions, shape.types.max(1)].into_iter().enumerate() {
-        out[k] = src[k].u32()?;
-        if out[k].len() != tokens {
-            bail!("{name}: {} indices for {tokens} tokens", out[k].len());
-        }
-        if let Some(i) = out[k].iter().find(|&&i| i as usize >= limit) {
-            bail!("{name}: index {i} outside a table of {limit} rows");
-        }
-    }
-    Ok(out)
+    let [ids, positions, types] = src else { bail!("{name}: three index vectors") };
+    Ok([ids.u32()?, positions.u32()?, types.u32()?])
 }
 
 impl Kernel for Forward {
@@ -111,7 +110,7 @@ impl Kernel for Forward {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([s, y], [block, rest @ ..]) = (dst, src) else { bail!("embed: two destinations, four sources") };
         let (h, tokens) = (s.cols, s.rows);
-        let [ids, positions, types] = indices("embed", &self.shape, (block.rows, block.cols), tokens, rest)?;
+        let [ids, positions, types] = indices("embed", &self.shape, block.rows, rest)?;
         if block.cols != h || (y.rows, y.cols) != (tokens, h) {
             bail!("embed: s [{tokens}, {h}], y [{}, {}], block of {}", y.rows, y.cols, block.cols);
         }
@@ -184,7 +183,7 @@ impl Kernel for Backward {
             bail!("embed_backward: two destinations, six sources")
         };
         let (h, tokens, shape) = (ds.cols, ds.rows, self.shape);
-        let [ids, positions, types] = indices("embed_backward", &shape, (dblock.rows, dblock.cols), tokens, rest)?;
+        let [ids, positions, types] = indices("embed_backward", &shape, dblock.rows, rest)?;
         if dblock.cols != h || (dy.rows, dy.cols) != (tokens, h) || (s.rows, s.cols) != (tokens, h) {
             bail!("embed_backward: shapes differ");
         }
@@ -263,7 +262,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{bf16, close, flat, matrix, refuses, rounded, wide, zeros};
+    use crate::ops::testing::{bf16, close, flat, matrix, rounded, wide, zeros};
     use candle_core::Device;
 
     fn forward(block: &[f32], at: [&[u32]; 3], h: usize, shape: EmbeddingShape, drop: Dropout) -> Vec<f64> {
@@ -298,7 +297,7 @@ mod tests {
             let ids: Vec<u32> = vec![3, 3, 10, 0, 7, 3];
             let positions: Vec<u32> = vec![0, 1, 2, 0, 1, 5];
             let kinds: Vec<u32> = vec![0, 0, u32::from(types > 0), 0, u32::from(types > 0), 0];
-            let [a, b, c] = [&ids, &positions, &kinds].map(|v| Tensor::new(v.as_slice(), &Device::Cpu).unwrap());
+            let [a, b, c] = [&ids, &positions, &kinds].map(|v| Index::new(v, &Device::Cpu).unwrap());
             let at = EmbeddingIndex { ids: &a, positions: &b, types: &c };
             let drop = Dropout::new(p, 5);
             let (s, y) = (zeros(6, h), zeros(6, h));
@@ -327,11 +326,17 @@ mod tests {
     #[test]
     fn an_index_outside_its_table_is_refused() {
         let shape = EmbeddingShape { vocab: 3, positions: 2, types: 1, eps: 1e-6 };
-        let index = |v: u32| Tensor::new(&[v], &Device::Cpu).unwrap();
-        let (a, b, c) = (index(3), index(0), index(0));
-        let at = EmbeddingIndex { ids: &a, positions: &b, types: &c };
-        let y = zeros(1, 4);
-        refuses(embed(&zeros(1, 4), &y, &matrix(8, 4, 1), at, shape, Dropout::OFF), &y);
+        let index = |v: u32| Index::new(&[v], &Device::Cpu).unwrap();
+        for (at, fits) in [([2, 1, 0], true), ([3, 0, 0], false), ([0, 2, 0], false), ([0, 0, 1], false)] {
+            let [ids, positions, types] = &at.map(index);
+            let at = EmbeddingIndex { ids, positions, types };
+            let (s, y, ds, block, dblock) = (zeros(1, 4), zeros(1, 4), zeros(1, 4), matrix(8, 4, 1), zeros(8, 4));
+            assert_eq!(embed(&s, &y, &block, at, shape, Dropout::OFF).is_ok(), fits);
+            assert_eq!(embed_backward(&dblock, &ds, &y, &s, &block, at, shape, Dropout::OFF).is_ok(), fits);
+        }
+        let (one, two) = (index(0), Index::new(&[0, 0], &Device::Cpu).unwrap());
+        let at = EmbeddingIndex { ids: &two, positions: &one, types: &one };
+        assert!(embed(&zeros(1, 4), &zeros(1, 4), &matrix(8, 4, 1), at, shape, Dropout::OFF).is_err());
     }
 
     #[test]
@@ -339,7 +344,7 @@ mod tests {
         let (tokens, h) = (37, 33);
         let shape = EmbeddingShape { vocab: 11, positions: 37, types: 2, eps: 1e-6 };
         let index =
-            |f: fn(u32) -> u32| Tensor::from_vec((0..tokens as u32).map(f).collect(), tokens, &Device::Cpu).unwrap();
+            |f: fn(u32) -> u32| Index::new(&(0..tokens as u32).map(f).collect::<Vec<_>>(), &Device::Cpu).unwrap();
         let (ids, positions, types) = (index(|i| i * 7 % 11), index(|i| i), index(|i| i % 2));
         let at = EmbeddingIndex { ids: &ids, positions: &positions, types: &types };
         let (block, dy, drop) = (matrix(shape.rows(), h, 1), bf16(&matrix(tokens, h, 2)), Dropout::new(0.1, 3));

@@ -30,10 +30,17 @@ use epilogue::Form;
 use weight::{times_rows, times_transposed, weight_grad};
 
 /// Whether to keep packed copies of the weights, not to pack them for each product: where no step changes them, on machines
-/// whose products are ours.
+/// whose products are ours. On a GPU a copy is rounded and no more, so it serves the passes of a step in training too.
 pub fn keeps_packed(space: (DType, &Device), training: bool) -> bool {
     let (dtype, device) = space;
-    !training && if on_gpu(device) { dtype == DType::BF16 } else { dtype == DType::BF16 || f32::ours() }
+    if on_gpu(device) { dtype == DType::BF16 } else { !training && (dtype == DType::BF16 || f32::ours()) }
+}
+
+/// Lets CUDA devices round the operands of f32 products to TF32, ours and candle's, from now on.
+pub fn allow_tf32(on: bool) {
+    #[cfg(feature = "cuda")]
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(on);
+    _ = on;
 }
 
 /// Whether a tensor's products are kernels of ours, not the library's.

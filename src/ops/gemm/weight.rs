@@ -34,6 +34,14 @@ impl Weight {
         Ok(Self::Packed { panels: Tensor::zeros(len, dtype, device)?, out, inp })
     }
 
+    /// A GPU's copy as a master in the format of the activations, which products in both directions read.
+    pub fn as_it_lies(&self) -> Result<Self> {
+        match self {
+            Self::Master(_) => Ok(self.clone()),
+            Self::Packed { panels, out, inp } => Ok(Self::Master(panels.reshape((*out, *inp))?)),
+        }
+    }
+
     /// Fills the copy from the master `[out, in]`, after each change of it.
     pub fn pack(&self, master: &Tensor) -> Result<()> {
         match self {

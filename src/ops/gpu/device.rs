@@ -2,10 +2,10 @@
 //! in which they are asked for. Nothing here waits for the device.
 
 use super::{Args, Gemm, Grid};
-use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{WrapErr, gemm_reduced_precision_f32};
 use candle_core::{CudaDevice, DType, Result};
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -21,8 +21,10 @@ pub struct Gpu<'a> {
     state: Arc<State>,
 }
 
-/// What a device keeps from launch to launch.
+/// What a stream of a device keeps from launch to launch.
 struct State {
+    /// Kept alive, so that no other stream has its address.
+    _stream: Arc<CudaStream>,
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     constants: Mutex<HashMap<Vec<u32>, Arc<CudaSlice<u32>>>>,
@@ -47,15 +49,19 @@ impl Memory {
 
 impl<'a> Gpu<'a> {
     pub fn new(device: &'a CudaDevice) -> Result<Self> {
-        static STATES: OnceLock<Mutex<HashMap<usize, Arc<State>>>> = OnceLock::new();
+        // Memory belongs to a stream: what another one of the same device wrote may not be there yet.
+        type Key = (usize, usize);
+        static STATES: OnceLock<Mutex<HashMap<Key, Arc<State>>>> = OnceLock::new();
         let stream = device.cuda_stream();
+        let key = (stream.context().ordinal(), stream.cu_stream() as usize);
         let mut states = lock(STATES.get_or_init(Mutex::default));
-        let state = match states.get(&stream.context().ordinal()) {
+        let state = match states.get(&key) {
             Some(state) => state.clone(),
             None => {
                 let module = stream.context().load_module(Ptx::from_binary(MODULE.to_vec())).w()?;
-                let state = Arc::new(State { module, functions: Mutex::default(), constants: Mutex::default() });
-                states.insert(stream.context().ordinal(), state.clone());
+                let (functions, constants) = (Mutex::default(), Mutex::default());
+                let state = Arc::new(State { _stream: stream.clone(), module, functions, constants });
+                states.insert(key, state.clone());
                 state
             }
         };
@@ -83,13 +89,18 @@ impl<'a> Gpu<'a> {
         Ok(())
     }
 
-    /// `cublasGemmEx` with sums in f32.
+    /// `cublasGemmEx` with sums in f32; f32 operands are rounded to TF32 where candle's are.
     pub fn gemm(&self, g: Gemm) -> Result<()> {
         self.stream.context().bind_to_thread().w()?;
         let handle = self.device.cublas_handle();
         let format =
             |d| if d == DType::BF16 { blas::cudaDataType_t::CUDA_R_16BF } else { blas::cudaDataType_t::CUDA_R_32F };
         let op = |t| if t { blas::cublasOperation_t::CUBLAS_OP_T } else { blas::cublasOperation_t::CUBLAS_OP_N };
+        let compute = if g.operands[0].dtype == DType::F32 && gemm_reduced_precision_f32() {
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32
+        } else {
+            blas::cublasComputeType_t::CUBLAS_COMPUTE_32F
+        };
         let ([a, b], [m, n, k]) = (g.operands, g.sizes.map(|n| n as i32));
         let (alpha, beta) = (1f32, f32::from(u8::from(g.accumulate)));
         // SAFETY: sizes and strides are those of views that live on this device.
@@ -112,7 +123,7 @@ impl<'a> Gpu<'a> {
                 g.result.at as *mut c_void,
                 format(g.result.dtype),
                 g.result.stride as i32,
-                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                compute,
                 blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         }
@@ -129,6 +140,8 @@ impl<'a> Gpu<'a> {
 
     /// The same values on the device; copied once for all launches that ask for them.
     pub fn constant(&self, values: &[u32]) -> Result<Memory> {
+        // No memory is of no size.
+        let values = if values.is_empty() { &[0] } else { values };
         let mut constants = lock(&self.state.constants);
         let slice = match constants.get(values) {
             Some(slice) => slice.clone(),

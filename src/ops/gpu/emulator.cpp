@@ -23,7 +23,7 @@ void emulator::enter() {
 extern "C" void emulator_launch(void (*kernel)(Args), const Args *args, const unsigned *grid, unsigned threads, unsigned shared) {
     using namespace emulator;
     std::lock_guard<std::mutex> lock(one_launch);
-    if (threads > MOST || threads % 32 || shared > SHARED || grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535)
+    if (threads > MOST || threads % 32 || shared > SHARED - 32 * 4 || grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[1] > 65535 || grid[2] > 65535)
         fail("a launch that a device would refuse");
     if (!stacks)
         stacks = (char *)mmap(0, (size_t)STACK * MOST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -1,4 +1,4 @@
-//! CUDA bodies. An index outside makes its row NaN, as in [`crate::ops::embedding`].
+//! CUDA bodies. The host has checked the indices.
 
 use crate::ops::gpu::{Args, Gpu, Grid, THREADS, View, of};
 use candle_core::{DType, Result, bail};

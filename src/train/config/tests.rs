@@ -77,3 +77,27 @@ fn keys_that_would_do_nothing_are_refused() {
     let warm = TrainConfig { warmup_steps: 5, lr_scheduler_type: Scheduler::Constant, ..TrainConfig::default() };
     assert_eq!(warm.check(TaskKind::Classification, true).unwrap_err().key, "train.lr_scheduler_type");
 }
+
+#[test]
+fn smaller_batches_keep_the_rows_of_a_step() {
+    let config = |rows| TrainConfig {
+        batch_size: rows,
+        gradient_accumulation_steps: 3,
+        auto_find_batch_size: true,
+        ..TrainConfig::default()
+    };
+    let sizes = |rows: usize| {
+        let all = std::iter::successors(Some(config(Some(rows))), TrainConfig::with_smaller_batches);
+        all.map(|c| (c.batch_size.unwrap(), c.gradient_accumulation_steps)).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(30), [(30, 3), (15, 6), (5, 18), (1, 90)]);
+    assert_eq!(sizes(1), [(1, 3)]);
+    assert_eq!(
+        config(Some(30)).with_batches_of(5),
+        Some(TrainConfig { gradient_accumulation_steps: 18, ..config(Some(5)) })
+    );
+    assert_eq!((config(Some(30)).with_batches_of(10), config(None).with_smaller_batches()), (None, None));
+    let tokens = TrainConfig { batch_tokens: Some(100), ..config(None) };
+    let error = tokens.check(TaskKind::Classification, false).unwrap_err();
+    assert_eq!(error.key, "train.auto_find_batch_size");
+}
