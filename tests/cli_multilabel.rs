@@ -186,5 +186,5 @@ fn mistakes_are_told() {
         &train(&["task.kind=classification", "train.pos_weight=balanced"]),
         &["train.class_weights in its place"],
     );
-    place.refused(&train(&["train.pos_weight.joyy=2"]), &["train.pos_weight has \"joyy\"", "not one of"]);
+    place.refused(&train(&["train.pos_weight={ joyy = 2 }"]), &["train.pos_weight has \"joyy\"", "not one of"]);
 }

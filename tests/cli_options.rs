@@ -244,7 +244,10 @@ fn eval_options_that_cannot_do_anything_are_refused() {
     refused(&["eval.slice_by=chanel"], &["chanel", "did you mean", "channel", "eval.slice_by"]);
     refused(
         &["eval.slice=channel"],
-        &["eval.slice is not a known key", "the keys of [eval] are tune_threshold, slice_by"],
+        &[
+            "eval.slice is not a known key",
+            "the keys of [eval] are tune_threshold, threshold_per_label, strict_tags, slice_by",
+        ],
     );
     refused(&["eval.tune_threshold=f1", "task.kind=regression"], &["eval.tune_threshold", "regression"]);
     fs::write(w.path("three.csv"), "text,label\na,x\nb,y\nc,z\nd,x\n").unwrap();

@@ -196,10 +196,7 @@ fn a_config_that_no_model_has() {
         (json!({"id2label": {"0": "cold", "2": "dull"}}), &["id2label entry \"2\"", "0 to 1"][..]),
         (json!({"id2label": {"0": "cold", "x": "dull"}}), &["id2label entry \"x\""][..]),
         (json!({"id2label": {"0": "cold", "1": 7}}), &["id2label entry \"1\""][..]),
-        (
-            json!({"architectures": ["BertForTokenClassification"]}),
-            &["BertForTokenClassification is no classifier"][..],
-        ),
+        (json!({"architectures": ["BertForMultipleChoice"]}), &["BertForMultipleChoice is no classifier"][..]),
     ];
     for (change, says) in cases {
         let folder = copy();
@@ -226,9 +223,7 @@ fn tasks_that_are_not_in_the_directory() {
     };
     let (result, file) = task(&|c| c["id2label"] = json!({"0": "cold", "1": "dull"}));
     assert_refused(result, file, &["id2label has 2 labels, but classifier.weight is for 5; write"], "two labels");
-    for (kind, says) in
-        [("multi_label_classification", "with 5 outputs is not in this version"), ("regression", "with 5")]
-    {
+    for (kind, says) in [("ranking", "with 5 outputs is not in this version"), ("regression", "with 5")] {
         let (result, file) = task(&|c| c["problem_type"] = kind.into());
         assert_refused(result, file, &[says, kind], kind);
     }

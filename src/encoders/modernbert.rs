@@ -240,8 +240,11 @@ mod tests {
 
     #[test]
     fn new_weights_are_scaled_by_what_reads_them() {
-        let c =
-            config(Keys::new(&json!({"num_hidden_layers": 8, "hidden_size": 64}), Path::new("config.json"))).unwrap();
+        let c = config(Keys::new(
+            &json!({"num_hidden_layers": 8, "hidden_size": 64, "num_attention_heads": 4}),
+            Path::new("config.json"),
+        ))
+        .unwrap();
         let std = |name: &str| c.initializer.std_of(name);
         assert_eq!(["model.embeddings.tok_embeddings.weight", "model.layers.1.mlp.Wi.weight"].map(std), [0.02; 2]);
         assert_eq!(

@@ -235,7 +235,8 @@ impl Layer {
     /// Whether the backward pass finds anything that is asked for in front of the parameters at `place`.
     fn learns_before(&self, params: &Params, pass: &Pass<'_>, place: usize) -> bool {
         let learns_bias = pass.bias.is_some_and(|bias| bias.grad.is_some());
-        pass.learns_below || learns_bias || params.trains(self.at.qkv_weight..place)
+        let learns_positions = pass.relative.is_some_and(|relative| relative.grad.is_some());
+        pass.learns_below || learns_bias || learns_positions || params.trains(self.at.qkv_weight..place)
     }
 
     fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 4] {
