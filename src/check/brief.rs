@@ -26,7 +26,10 @@ pub fn brief(splits: &[(&str, &Dataset)], labels: &[String], frame: usize, unkno
     }
     let of_train: Vec<(String, usize)> = labels.iter().cloned().zip(counts[0].iter().copied()).collect();
     let present = of_train.iter().map(|(_, n)| *n).filter(|n| *n > 0);
+    // Most words are in no entity, which is as it should be.
+    let of_words = matches!(train.targets, Targets::Tags(_));
     if let (Some(most), Some(least)) = (present.clone().max(), present.min())
+        && !of_words
         && most as f64 >= IMBALANCE * least as f64
     {
         found.push(format!("train: {}; {IMBALANCE_FIX}", imbalance(&of_train)));

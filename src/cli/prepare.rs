@@ -177,7 +177,7 @@ impl Prepared {
         let splits: Vec<_> = self.splits().collect();
         let found = check::brief(&splits, &self.task.labels, self.frame, self.unknown);
         let hint = format!("bertft check --config {} lists the rows", config.display());
-        let hint = (!found.is_empty()).then_some(hint);
+        let hint = (!found.is_empty() && self.task.kind != TaskKind::Tokens).then_some(hint);
         found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()
     }
 

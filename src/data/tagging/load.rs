@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::Sentence;
 use super::rows::{TagRow, TagRows, windows};
-use super::scheme::{Reading, Scheme, Tag, first_wrong, spans, tags};
+use super::scheme::{Prefix, Reading, Scheme, Tag, first_wrong, spans, tags};
 use crate::data::reader::Skipped;
 use crate::data::reader::sentences::{SentenceOptions, SentenceReader};
 use crate::data::settings::Files;
@@ -121,10 +121,16 @@ fn prepared(
         None => Reading::Lenient,
         Some(scheme) => {
             if let Some(wrong) = first_wrong(&parsed, scheme) {
-                let before = if wrong == 0 { "the beginning".into() } else { format!("\"{}\"", renamed[wrong - 1]) };
+                let open = |tag: Option<&Tag>| tag.is_some_and(|t| matches!(t.prefix, Prefix::B | Prefix::I));
+                let is_last_and_open = scheme == Scheme::Iobes && wrong + 1 == parsed.len() && open(parsed.last());
+                let why = match (is_last_and_open, wrong) {
+                    (true, _) => "ends the sentence, and E or S must".into(),
+                    (_, 0) => "may not begin a sentence".into(),
+                    _ => format!("may not stand after \"{}\"", renamed[wrong - 1]),
+                };
                 let message = format!(
-                    "tag \"{}\" of \"{}\" may not stand after {before} or not end there in data.tag_scheme = \"{}\"; fix the \
-                     sentence, set data.on_bad_row = \"skip\", or remove data.tag_scheme",
+                    "tag \"{}\" of \"{}\" {why} in data.tag_scheme = \"{}\"; fix the sentence, set data.on_bad_row = \"skip\", \
+                     or remove data.tag_scheme",
                     renamed[wrong],
                     sentence.words[wrong],
                     scheme.name()
