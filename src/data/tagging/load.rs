@@ -153,7 +153,7 @@ impl Loaded {
     /// Rows of at most `max_length` tokens. With `all` each token of a word is learnt to have its label, else its first.
     ///
     /// # Errors
-    /// When a tag is not in `labels`.
+    /// When a tag is not in `labels`, or `max_length` leaves no room for text.
     pub fn rows(
         &self,
         labels: &LabelMap,
@@ -162,6 +162,7 @@ impl Loaded {
         all: bool,
         files: &Files,
     ) -> Result<Dataset> {
+        tokenizer.check_max_length(max_length, false)?;
         let class = |(name, file, line): &(String, PathBuf, u64)| {
             labels.class(name).map_err(|message| Error::at_line(file, *line, message))
         };
