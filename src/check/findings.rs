@@ -168,7 +168,7 @@ pub struct Options {
 }
 
 pub(super) const IMBALANCE_FIX: &str =
-    "judge by macro_f1 or mcc (train.metric_for_best_model), and add rows of the small classes";
+    "judge by macro_f1 (train.metric_for_best_model), and add rows of the small classes";
 pub(super) const UNKNOWN_FIX: &str = "use a model whose vocabulary has the language and script of the data";
 
 /// The classes must not be empty.

@@ -10,6 +10,8 @@ use crate::data::Skipped;
 use crate::data::config::{Column, TaskKind};
 use crate::data::label_sets::all_names;
 use crate::data::settings::Files;
+use crate::data::tagging::TagForm;
+use crate::data::tagging::scheme::Scheme;
 use crate::error::{Error, Result};
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
@@ -78,7 +80,16 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let files = input_files("--data", &args.data)?;
     let file = files.name();
     let (set, skipped) = match task.kind {
+        TaskKind::Tokens if args.label_delimiter.is_some() || args.slice_by.is_some() => {
+            return Err(Error::input("--label-delimiter and --slice-by are not for tags of words; leave them out"));
+        }
         TaskKind::Tokens => sentences(&scoring, &task, &files, args.strict_tags, ui)?,
+        TaskKind::Multilabel if args.label_delimiter.as_deref() == Some("") => {
+            return Err(Error::input("--label-delimiter is empty, expected what stands between labels, such as ';'"));
+        }
+        kind if args.label_delimiter.is_some() && kind != TaskKind::Multilabel => {
+            return Err(Error::input(format!("--label-delimiter is for multilabel, and this model's task is {kind}")));
+        }
         _ if args.strict_tags => {
             return Err(Error::input(format!("--strict-tags is for tokens, and this model's task is {}", task.kind)));
         }
@@ -157,6 +168,9 @@ fn sentences(
 ) -> Result<(EvalSet, Skipped)> {
     let options = scoring.sentence_options(files, true)?;
     let (form, rename) = scoring.tag_form();
+    let strict_tags = strict_tags.then(|| form.written().unwrap_or_else(|| Scheme::of(&task.labels)));
+    // What breaks the scheme counts as it stands: the file is the user's, and the model's answers are no better.
+    let form = TagForm { scheme: None, ..form };
     let loaded = load_sentences(files, &options, form, &rename, &scoring.tokenizer, ui)?;
     let labels = label_map(&task.labels, &loaded.names())?;
     let data = loaded.rows(&labels, &scoring.tokenizer, scoring.max_length, false, files)?;

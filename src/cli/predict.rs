@@ -8,7 +8,7 @@ use crate::data::config::TaskKind;
 use crate::data::reader::sentences::SentenceReader;
 use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Reader, Skipped};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, guarded};
 use crate::predict::{Predictor, tags};
 use crate::train::log::{Event, Reporter};
 use clap::Args;
@@ -144,9 +144,16 @@ fn chunks<T: Send + 'static, R: Iterator<Item = Result<T>> + Send + 'static>(
     let (send, receive) = std::sync::mpsc::sync_channel(2 * most);
     std::thread::spawn(move || {
         let Reading { mut reader, skipped_of, skipped } = reading;
-        for row in reader.by_ref() {
+        loop {
+            // A reader that breaks down must not look like the end of the input.
+            let row = guarded(|| Ok::<_, Error>(reader.next()));
+            let Some(row) = row.unwrap_or_else(|e| Some(Err(Error::Failed(format!("the input cannot be read: {e}")))))
+            else {
+                break;
+            };
             // The receiver goes away when a prediction fails; then there is nothing left to do.
-            if send.send(row).is_err() {
+            let failed = row.is_err();
+            if send.send(row).is_err() || failed {
                 break;
             }
         }

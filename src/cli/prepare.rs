@@ -11,6 +11,7 @@ use crate::data::load::{LoadProgress, Watch};
 use crate::data::reader::sentences::SentenceOptions;
 use crate::data::settings::{Files, STANDARD_INPUT};
 use crate::data::slices::Slices;
+use crate::data::tagging::scheme::Scheme;
 use crate::data::tagging::{self, Loaded as Sentences, TagForm};
 use crate::data::tokens::Sha;
 use crate::data::{
@@ -106,7 +107,7 @@ impl Prepared {
                 let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
                 let slices = all.slices.map(|s| s.subset(&eval_rows));
                 let data = all.data.subset(&eval_rows);
-                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: false };
+                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: None };
                 (all.data.subset(&train_rows), vec![eval])
             }
             _ => (all.data, eval),
@@ -150,7 +151,8 @@ impl Prepared {
         drop(all);
         let mut scored = data.eval_sets();
         scored.extend(data.test.as_ref().map(|files| ("test".to_owned(), files)));
-        let strict_tags = config.eval.strict_tags;
+        let scheme = || form.written().unwrap_or_else(|| Scheme::of(labels.names()));
+        let strict_tags = config.eval.strict_tags.then(scheme);
         let mut eval = vec![];
         for (name, files) in scored {
             let loaded = read(&name, files)?;
@@ -413,7 +415,7 @@ pub fn eval_set(
     let encoder = pretrained.encoder_config();
     tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
-    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: false })
+    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: None })
 }
 
 /// The model must have a position for every token.

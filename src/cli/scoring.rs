@@ -185,7 +185,15 @@ impl Scoring {
     /// How files of sentences are read, with their tags or without.
     pub fn sentence_options(&self, files: &Files, tagged: bool) -> Result<SentenceOptions> {
         let (input, first) = (&self.input, files.first().as_path());
-        let pairs = [("--text-pair", input.text_pair.is_some()), ("--pattern", input.pattern.is_some())];
+        let pairs = [
+            ("--text-pair", input.text_pair.is_some()),
+            ("--pattern", input.pattern.is_some()),
+            ("--join", input.join.is_some()),
+            ("--delimiter", input.delimiter.is_some()),
+            ("--quoting", input.quoting().is_some()),
+            ("--no-header", input.no_header),
+            ("a second --text", input.text.len() > 1),
+        ];
         if let Some((flag, _)) = pairs.iter().find(|(_, set)| *set) {
             return Err(Error::input(format!(
                 "{flag} is given, but the model tags words of single sentences; leave it out"
@@ -196,6 +204,10 @@ impl Scoring {
         let trained = self.extra.as_ref().and_then(|e| e.format).filter(|_| by_extension.is_none() && tagged);
         // Columns of conll have no names, those of jsonl no numbers: what does not fit is left to the usual ones.
         let format = input.format.or(by_extension.flatten()).or(trained);
+        let named = |c: &Column| matches!(c, Column::Name(_));
+        if format == Some(Format::Conll) && input.text.iter().chain(&self.label).any(named) {
+            return Err(Error::input("columns of conll have no names; give --text and --label as 0-based indices"));
+        }
         let fits = |c: &Column| {
             matches!(
                 (format, c),
@@ -205,12 +217,18 @@ impl Scoring {
         let trained_as = |c: Option<&Columns>, usual: &str| {
             c.map(|c| c.first().clone()).filter(|c| fits(c) && *c != Column::Name(usual.into()))
         };
+        // That of the training data is no promise about other files: it is for those that need one.
+        let trained_encoding = self.extra.as_ref().and_then(|e| e.encoding);
+        let encoding = match (input.encoding, trained_encoding) {
+            (None, Some(encoding)) if first.is_file() && !is_utf8(first)? => Some(encoding),
+            (given, _) => given,
+        };
         Ok(SentenceOptions {
             format: input.format.or(trained),
             words: input.text.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.text), "text")),
             tags: self.label.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.label), "label")),
             tagged,
-            encoding: input.encoding.or(self.extra.as_ref().and_then(|e| e.encoding)),
+            encoding,
             on_bad_row: input.on_bad_row.unwrap_or_default(),
             naming: Naming::Flags,
         })

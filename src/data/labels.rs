@@ -63,7 +63,7 @@ impl LabelMap {
         }
         if names.len() < 2 {
             let message = format!(
-                "every row has the label {}; classification needs at least two classes",
+                "the rows have no label but {}; a model of labels needs at least two classes",
                 listed(names.iter().map(String::as_str))
             );
             return Err(Error::in_file(file, message));

@@ -54,23 +54,23 @@ pub fn predict(
     let Targets::Tags(rows) = &data.targets else { return Err(Error::Failed("the rows have no words".into())) };
     let (outputs, names) = (model.task().outputs(), model.task().labels.clone());
     // What the tokenizer makes nothing of is outside.
-    let outside = names.iter().position(|name| name == "O").unwrap_or(0) as u32;
-    let mut found: Vec<Vec<(u32, f32)>> = sentences.iter().map(|s| vec![(outside, 1.0); s.words.len()]).collect();
+    let mut found: Vec<Vec<Option<(u32, f32)>>> = sentences.iter().map(|s| vec![None; s.words.len()]).collect();
     for of_rows in length_sorted(&data.tokens.lengths(), batch_size) {
         let logits: Vec<f32> = model.logits(&data.batch(&of_rows))?.flatten_all()?.to_vec1()?;
         let mut words = logits.chunks_exact(outputs);
         for row in of_rows.iter().map(|&row| rows.row(row)) {
             for (&(word, _), logits) in row.words.iter().zip(words.by_ref()) {
                 let label = argmax(logits);
-                found[row.sentence as usize][word as usize] = (label, probabilities(logits, outputs)[label as usize]);
+                found[row.sentence as usize][word as usize] =
+                    Some((label, probabilities(logits, outputs)[label as usize]));
             }
         }
     }
     Ok(sentences.iter().zip(found).map(|(sentence, found)| answer(sentence, &found, &names)).collect())
 }
 
-fn answer(sentence: &Sentence, found: &[(u32, f32)], names: &[String]) -> TagPrediction {
-    let tags: Vec<&str> = found.iter().map(|&(label, _)| names[label as usize].as_str()).collect();
+fn answer(sentence: &Sentence, found: &[Option<(u32, f32)>], names: &[String]) -> TagPrediction {
+    let tags: Vec<&str> = found.iter().map(|f| f.map_or("O", |(label, _)| names[label as usize].as_str())).collect();
     let parsed: Option<Vec<Tag>> = names
         .iter()
         .all(|n| Tag::parse(n).is_ok())
@@ -83,7 +83,7 @@ fn answer(sentence: &Sentence, found: &[(u32, f32)], names: &[String]) -> TagPre
             start,
             end,
             text: excerpt(sentence, &span, start, end),
-            score: scores.iter().map(|(_, p)| p).sum::<f32>() / scores.len() as f32,
+            score: scores.iter().flatten().map(|(_, p)| p).sum::<f32>() / scores.len() as f32,
         }
     };
     TagPrediction {

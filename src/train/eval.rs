@@ -7,6 +7,7 @@ use super::log::{Phase, Progress, Reporter};
 use crate::data::config::TaskKind;
 use crate::data::sampler::length_sorted;
 use crate::data::slices::Slices;
+use crate::data::tagging::scheme::Scheme;
 use crate::data::{Dataset, LabelSets, Targets};
 use crate::error::{Error, Result};
 use crate::heads::sequence::{probabilities, row_losses, sigmoids};
@@ -29,8 +30,8 @@ pub struct EvalSet {
     pub data: Dataset,
     /// Groups of rows that get metrics of their own.
     pub slices: Option<Slices>,
-    /// Whether tags are read strictly.
-    pub strict_tags: bool,
+    /// The scheme that tags are read by strictly; `None`: leniently.
+    pub strict_tags: Option<Scheme>,
 }
 
 /// The scores of a model on a set.

@@ -18,7 +18,7 @@ pub(super) fn evaluate(
     model: &mut Model,
     data: &Dataset,
     batch_size: usize,
-    strict: bool,
+    strict: Option<Scheme>,
     reporter: &mut dyn Reporter,
 ) -> Result<Evaluation> {
     let started = Instant::now();
@@ -82,9 +82,9 @@ impl<'a> Words<'a> {
     }
 
     /// The scores, and the types that they name. A word that the tokenizer makes nothing of is predicted to be in no entity.
-    fn report(&self, names: &[String], strict: bool) -> (ClassificationReport, Vec<String>) {
+    fn report(&self, names: &[String], strict: Option<Scheme>) -> (ClassificationReport, Vec<String>) {
         let tags = tags_of(names);
-        let reading = if strict { Reading::Strict(Scheme::of(names)) } else { Reading::Lenient };
+        let reading = strict.map_or(Reading::Lenient, Reading::Strict);
         let mut counts = EntityCounts::default();
         for rows in self.rows.sentences() {
             let truth = self.rows.truth(self.view(rows[0]).sentence);

@@ -184,8 +184,9 @@ fn conll(lines: &mut Lines, options: &SentenceOptions, row: u64) -> Result<Optio
 fn word_line(lines: &mut Lines, options: &SentenceOptions) -> Result<(String, Option<String>), Fault> {
     let text = lines.text()?;
     let fields: Vec<String> = match text.contains('\t') {
-        true => text.split('\t').map(|f| f.trim().to_owned()).collect(),
-        false => text.split_whitespace().map(str::to_owned).collect(),
+        // Other white space, such as an ideographic space, may be a word.
+        true => text.split('\t').map(|f| f.trim_matches(|c: char| c.is_ascii_whitespace()).to_owned()).collect(),
+        false => text.split_ascii_whitespace().map(str::to_owned).collect(),
     };
     let field = |column: &Option<Column>, default: usize, key: &str| match column {
         Some(Column::Index(i)) if *i >= fields.len() => {
@@ -193,7 +194,7 @@ fn word_line(lines: &mut Lines, options: &SentenceOptions) -> Result<(String, Op
             Err(Fault::Row(lines.error(format!("the line has {} fields, but {key} is {i}; fix it", fields.len()))))
         }
         Some(Column::Index(i)) => Ok(fields[*i].clone()),
-        _ => Ok(fields[default].clone()),
+        _ => fields.get(default).cloned().ok_or_else(|| Fault::Row(lines.error("the line has no word; fix it"))),
     };
     let word = field(&options.words, 0, "text")?;
     if !options.tagged {
@@ -278,8 +279,8 @@ fn json_sentence(lines: &Lines, options: &SentenceOptions, row: u64) -> Result<S
         false => None,
     };
     match (words, tags) {
-        ((_, Value::Array(words)), tags) => {
-            let words = words.iter().map(|w| scalar(w, "words")).collect::<Result<Vec<_>, _>>()?;
+        ((key, Value::Array(words)), tags) => {
+            let words = words.iter().map(|w| scalar(w, key)).collect::<Result<Vec<_>, _>>()?;
             let tags = match tags {
                 None => None,
                 Some((key, Value::Array(tags))) => {
@@ -299,6 +300,11 @@ fn json_sentence(lines: &Lines, options: &SentenceOptions, row: u64) -> Result<S
             let spans = list.iter().map(|s| span(s, key, text)).collect::<Result<Vec<_>, _>>()?;
             if let Some(pair) = overlap(&spans) {
                 return Err(format!("\"{key}\" has spans that overlap at character {pair}; a word has one tag"));
+            }
+            let words = words_with_spans(text, &spans);
+            let empty = |s: &&(usize, usize, String)| !words.iter().any(|w| s.0 <= w.start && w.end <= s.1);
+            if let Some((start, end, _)) = spans.iter().find(empty) {
+                return Err(format!("\"{key}\" has the span {start} to {end}, which holds no word; fix the row"));
             }
             Ok(of_text(text.clone(), &spans, Some(()), id, row, lines))
         }

@@ -47,6 +47,13 @@ pub struct TagForm {
     pub convert: Option<Scheme>,
 }
 
+impl TagForm {
+    /// The scheme that tags have in the end, if that is said.
+    pub fn written(&self) -> Option<Scheme> {
+        self.convert.or(self.scheme)
+    }
+}
+
 /// Reads and tokenises tagged sentences; `progress` is told how many there are so far, and an error from it ends the work.
 ///
 /// # Errors
@@ -114,8 +121,10 @@ fn prepared(
     if form == TagForm::default() {
         return Ok(renamed);
     }
-    let parse =
-        |(i, tag)| Tag::parse(tag).map_err(|message| (i, format!("{message}; fix it or remove data.tag_scheme")));
+    let parse = |(i, tag)| {
+        Tag::parse(tag)
+            .map_err(|message| (i, format!("{message}; fix it, or remove data.tag_scheme and data.convert_tags")))
+    };
     let parsed = renamed.iter().map(String::as_str).enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
     let reading = match form.scheme {
         None => Reading::Lenient,

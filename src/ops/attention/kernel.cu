@@ -31,8 +31,10 @@ struct Pair {
     const u32 *places; // the queries' rows in the batch; or none
     u64 stats;         // where this head's logarithms and means of the row's first query are
 
+    // Lanes beyond the row's end, whose results nobody stores, read what its last query does.
     __device__ int place(int i) const {
-        if (!places || i >= queries) return i;
+        i = min(i, queries - 1);
+        if (!places) return i;
         int at = (int)(places[q0 + i] - (u32)k0);
         return at >= 0 && at < keys ? at : NOWHERE;
     }

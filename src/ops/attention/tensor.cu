@@ -57,6 +57,7 @@ template <int D, int N> __device__ void against(float (&c)[N / 8][4], const u32 
 template <int D, int N> __device__ void add_weighted(float (&c)[D / 8][4], const float (&weights)[N / 8][4], const bf16 *rows) {
     int lane = threadIdx.x % 32;
     rows += lane % 16 * WIDTH + lane / 16 * 8;
+    wait_warp();
 #pragma unroll
     for (int k = 0; k < N / 16; k++) {
         const float(&w)[4] = weights[2 * k], (&x)[4] = weights[2 * k + 1];
