@@ -58,6 +58,8 @@ __device__ float power_of_2(float x) {
 
 #else
 
+using emulator::wait_warp;
+
 struct Fragments {
     u32 a[4], b[2];
 };
