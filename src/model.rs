@@ -209,7 +209,7 @@ impl Model {
         let grad = self.head.backward(&self.params, &pass, &(loss * scale)?, accumulate)?;
         let grad = match &places {
             // Each token is there once, so that this only puts them in their places.
-            Some(places) => hidden.to_dtype(DType::F32)?.zeros_like()?.index_add(places, &grad, 0)?,
+            Some(places) => Tensor::zeros(hidden.shape(), DType::F32, hidden.device())?.index_add(places, &grad, 0)?,
             None => grad,
         };
         let grad = grad.to_dtype(hidden.dtype())?;

@@ -33,13 +33,14 @@ pub(super) fn evaluate(
         reporter.progress(Progress::counted(Phase::Evaluate, done as u64, total as u64));
     }
     let names = model.task().labels.clone();
-    let (report, labels) = scored.report(&names, strict);
+    let sentences = rows.sentences();
+    let (report, labels) = scored.report(&sentences, &names, strict);
     Ok(Evaluation {
         metrics: report.metrics.clone().with_loss(scored.loss / scored.words as f64),
         report: Some(report),
         labels,
         slices: None,
-        samples: rows.sentences().len(),
+        samples: sentences.len(),
         seconds: started.elapsed().as_secs_f64(),
     })
 }
@@ -62,10 +63,10 @@ impl<'a> Words<'a> {
     fn add(&mut self, of_rows: &[usize], logits: &[f32], outputs: usize) -> Result<()> {
         let mut words = logits.chunks_exact(outputs);
         for &row in of_rows {
-            let TagRowView { sentence, numbers } = self.view(row);
-            let truth = self.rows.truth(sentence);
-            let wanted: Vec<u32> = numbers.iter().map(|&word| truth[word]).collect();
-            let of_row: Vec<f32> = words.by_ref().take(numbers.len()).flatten().copied().collect();
+            let own = self.rows.row(row);
+            let truth = self.rows.truth(own.sentence as usize);
+            let wanted: Vec<u32> = own.words.iter().map(|&(word, _)| truth[word as usize]).collect();
+            let of_row: Vec<f32> = words.by_ref().take(wanted.len()).flatten().copied().collect();
             self.predicted[row] = of_row.chunks_exact(outputs).map(argmax).collect();
             self.words += wanted.len() as u64;
             self.loss += row_losses(&of_row, outputs, &Targets::Class(wanted))?.iter().sum::<f64>();
@@ -73,25 +74,22 @@ impl<'a> Words<'a> {
         Ok(())
     }
 
-    fn view(&self, row: usize) -> TagRowView {
-        let row = self.rows.row(row);
-        TagRowView {
-            sentence: row.sentence as usize,
-            numbers: row.words.iter().map(|&(word, _)| word as usize).collect(),
-        }
-    }
-
     /// The scores, and the types that they name. A word that the tokenizer makes nothing of is predicted to be in no entity.
-    fn report(&self, names: &[String], strict: Option<Scheme>) -> (ClassificationReport, Vec<String>) {
+    fn report(
+        &self,
+        sentences: &[Vec<usize>],
+        names: &[String],
+        strict: Option<Scheme>,
+    ) -> (ClassificationReport, Vec<String>) {
         let tags = tags_of(names);
         let reading = strict.map_or(Reading::Lenient, Reading::Strict);
         let mut counts = EntityCounts::default();
-        for rows in self.rows.sentences() {
-            let truth = self.rows.truth(self.view(rows[0]).sentence);
+        for rows in sentences {
+            let truth = self.rows.truth(self.rows.row(rows[0]).sentence as usize);
             let mut predicted = vec![Tag::OUTSIDE; truth.len()];
-            for row in rows {
-                for (word, &label) in self.view(row).numbers.iter().zip(&self.predicted[row]) {
-                    predicted[*word] = tags[label as usize];
+            for &row in rows {
+                for (&(word, _), &label) in self.rows.row(row).words.iter().zip(&self.predicted[row]) {
+                    predicted[word as usize] = tags[label as usize];
                 }
             }
             let truth: Vec<Tag> = truth.iter().map(|&label| tags[label as usize]).collect();
@@ -105,12 +103,6 @@ impl<'a> Words<'a> {
         let (labels, per_class) = kinds.into_iter().unzip();
         (ClassificationReport { metrics, confusion: vec![], per_class }, labels)
     }
-}
-
-struct TagRowView {
-    sentence: usize,
-    /// Of the words that belong to the row.
-    numbers: Vec<usize>,
 }
 
 /// The labels as tags of entities; where one is none (parts of speech), each word is an entity of its tag.
