@@ -120,6 +120,9 @@ impl RunConfig {
 
     fn from_source(source: &Source, file: &Path) -> Result<Self> {
         let mut config: Self = source.deserialize()?;
+        if config.task.kind == TaskKind::Span {
+            config.data.fill_in_questions(|key| source.has(key));
+        }
         config.check().map_err(|invalid| source.invalid(&invalid))?;
         config.train.fill_in();
         config.resolve_paths(source, file)?;

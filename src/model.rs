@@ -17,7 +17,7 @@ use crate::device;
 use crate::encoders::{Encoder, Read};
 use crate::error::{Error, Result};
 use crate::heads::{Objective, SequenceHead};
-use crate::nn::params::{Layout, Params};
+use crate::nn::params::{Layout, Params, Spec};
 use crate::nn::workspace::Space;
 use crate::ops::dropout::Dropout;
 use crate::rng::PassKey;
@@ -30,14 +30,19 @@ const HEAD_SITES: [u64; 2] = [u64::MAX - 2, u64::MAX - 1];
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {
     pub kind: TaskKind,
-    /// Label or tag names in the order of their ids; empty for regression.
+    /// Label or tag names in the order of their ids; empty for regression and answers.
     pub labels: Vec<String>,
 }
 
 impl Task {
     /// Width of the logits.
     pub fn outputs(&self) -> usize {
-        if self.kind == TaskKind::Regression { 1 } else { self.labels.len() }
+        match self.kind {
+            TaskKind::Regression => 1,
+            // To begin an answer and to end it.
+            TaskKind::Span => 2,
+            TaskKind::Classification | TaskKind::Multilabel | TaskKind::Tokens => self.labels.len(),
+        }
     }
 }
 
@@ -143,8 +148,8 @@ impl Model {
         self.encoder.config().head(self.task.kind).1
     }
 
-    /// Logits `[rows, outputs]` in the batch's row order, or `[words, outputs]` of the words that belong to its rows; no dropout,
-    /// nothing kept.
+    /// Logits `[rows, outputs]` in the batch's row order, `[words, outputs]` of the words that belong to its rows, or of answers
+    /// `[tokens, 2]`; no dropout, nothing kept.
     pub fn logits(&mut self, batch: &Batch) -> Result<Tensor> {
         let read = self.read();
         let mut hidden = self.encoder.forward(&self.params, batch, read, None, false)?;
@@ -223,11 +228,22 @@ impl Model {
         let mut names = vec![];
         for spec in self.params.trained() {
             let square = self.params.grad_square(spec)?;
-            if !square.is_finite() || (square == 0.0 && !self.encoder.config().is_without_gradient(&spec.name)) {
+            let may_be_zero = || self.encoder.config().is_without_gradient(&spec.name) || self.is_shift(spec);
+            if !square.is_finite() || (square == 0.0 && !may_be_zero()) {
                 names.push(spec.name.clone());
             }
         }
         Ok(names)
+    }
+
+    /// Whether a parameter adds the same to the scores of all tokens of a row, which the softmax over them does not see: for
+    /// answers the biases of the head and of the last layer's norm.
+    fn is_shift(&self, spec: &Spec) -> bool {
+        let layers = self.encoder.config().names.layers.len();
+        let is_last_norm = || self.encoder.depth(spec) == layers && spec.name.to_lowercase().contains("norm");
+        self.task.kind == TaskKind::Span
+            && spec.name.ends_with(".bias")
+            && (spec.offset >= self.head_from || is_last_norm())
     }
 
     /// Replaces the weights by those of a model directory that this model wrote.

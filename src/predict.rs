@@ -1,5 +1,6 @@
 //! Predictions of rows without labels, in input order.
 
+pub mod span;
 pub mod tags;
 
 use crate::data::config::TaskKind;
@@ -91,8 +92,8 @@ impl<'a> Predictor<'a> {
         let scores = |p: &[f32]| Some(Scores(task.labels.iter().cloned().zip(p.iter().copied()).collect()));
         match task.kind {
             TaskKind::Regression => Prediction { score: Some(logits[0]), ..none },
-            // Words have answers of their own, see [`tags`].
-            TaskKind::Tokens => none,
+            // Words and questions have answers of their own, see [`tags`] and [`span`].
+            TaskKind::Tokens | TaskKind::Span => none,
             TaskKind::Multilabel => {
                 let p = sigmoids(logits);
                 let thresholds = self.threshold.as_ref().unwrap_or(&Threshold::One(0.5)).each(&task.labels);

@@ -21,13 +21,15 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CASES: [&str; 16] = [
+const CASES: [&str; 18] = [
     "classification",
     "pairs",
     "regression",
     "multilabel",
     "tokens",
     "tokens_modernbert",
+    "span",
+    "span_modernbert",
     "roberta",
     "distilbert",
     "electra",
@@ -256,7 +258,12 @@ fn follow(case: &str, curve: &Curve) -> [BTreeMap<String, Vec<f32>>; 2] {
 }
 
 /// Adam divides the key bias's rounding noise by its own size: where it walks means nothing.
-fn walks_on_noise(name: &str) -> bool {
+fn walks_on_noise(case: &str, name: &str) -> bool {
+    // What shifts the scores of all tokens alike leaves an answer's softmax as it is.
+    let shifts = ["qa_outputs.bias", "layer.1.output.LayerNorm.bias", "classifier.bias"];
+    if case.starts_with("span") && shifts.iter().any(|bias| name.ends_with(bias)) {
+        return true;
+    }
     ["key.bias", "k_lin.bias", "attn.k.bias", "pos_key_proj.bias"].iter().any(|key| name.ends_with(key))
 }
 
@@ -271,7 +278,7 @@ fn curves_with_final_weights() {
         let [before, after] = follow(case, &curve);
         let reference = tensors(case, "curve_linear.safetensors");
         assert_eq!(after.keys().collect::<BTreeSet<_>>(), reference.keys().collect(), "{case}");
-        for (name, ours) in after.iter().filter(|(n, _)| !walks_on_noise(n)) {
+        for (name, ours) in after.iter().filter(|(n, _)| !walks_on_noise(case, n)) {
             let theirs = floats(&reference[name]);
             let (off, size) = (distance(ours, &theirs), distance(&theirs, &before[name]));
             assert!(size > 0.0 && off <= UPDATE_TOLERANCE * size, "{case}: {name} off by {off:e}, moved {size:e}");
@@ -287,7 +294,7 @@ fn curves_with_norms_of_updates() {
         let curve: Curve = json(case, file);
         let [before, after] = follow(case, &curve);
         assert_eq!(after.keys().collect::<Vec<_>>(), curve.updates.keys().collect::<Vec<_>>(), "{case} {file}");
-        for (name, expected) in curve.updates.iter().filter(|(n, _)| !walks_on_noise(n)) {
+        for (name, expected) in curve.updates.iter().filter(|(n, _)| !walks_on_noise(case, n)) {
             let (a, b) = (&after[name], &before[name]);
             let size = distance(a, b);
             let sum: f64 = a.iter().zip(b).map(|(&a, &b)| (a - b) as f64).sum();

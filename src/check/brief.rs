@@ -43,7 +43,7 @@ fn counts(targets: &Targets, classes: usize) -> Vec<usize> {
         Targets::Class(of_rows) => of_rows.iter().for_each(|&c| counts[c as usize] += 1),
         Targets::Sets(sets) => sets.iter().flatten().for_each(|&c| counts[c as usize] += 1),
         Targets::Tags(tags) => tags.labels().for_each(|c| counts[c as usize] += 1),
-        Targets::Value(_) | Targets::None => {}
+        Targets::Value(_) | Targets::Spans(_) | Targets::None => {}
     }
     counts
 }
@@ -94,8 +94,8 @@ fn same_rows(splits: &[(&str, &Dataset)], train: &Dataset) -> Vec<String> {
             Targets::Class(classes) => f64::from(classes[row]),
             Targets::Value(values) => f64::from(values[row]),
             Targets::Sets(of_rows) => sets.get(of_rows.of(row)).map_or(f64::NAN, |&number| number as f64),
-            // Equal sentences have no single label to differ in.
-            Targets::Tags(_) => 0.0,
+            // Equal sentences, or windows of a context, have no single label to differ in.
+            Targets::Tags(_) | Targets::Spans(_) => 0.0,
             Targets::None => f64::NAN,
         }
     };

@@ -125,7 +125,9 @@ impl Scan {
         let labels = names.list;
         let classes = match task {
             TaskKind::Regression => vec![],
-            TaskKind::Tokens => return Err(Error::Failed("words with tags are not scanned".into())),
+            TaskKind::Tokens | TaskKind::Span => {
+                return Err(Error::Failed("words with tags and answers are not scanned".into()));
+            }
             TaskKind::Classification | TaskKind::Multilabel => classes(data, task, &train, &labels, checkpoint)?,
         };
         let several = task == TaskKind::Multilabel;

@@ -96,8 +96,9 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let gates = gates(&args.fail_on)?;
     let near = near(&args.near)?;
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
-    if config.task.kind == TaskKind::Tokens {
-        return Err(Error::input("task.kind is \"tokens\", which `check` does not look at in this version"));
+    if let kind @ (TaskKind::Tokens | TaskKind::Span) = config.task.kind {
+        let message = format!("task.kind is \"{kind}\", which `check` does not look at in this version");
+        return Err(Error::input(message));
     }
     let pretrained = pretrained(&config.model, globals, ui)?;
     check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
@@ -107,7 +108,7 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let task = Task { kind: config.task.kind, labels: scan.classes.clone() };
     let is_trainable = task.outputs() > 1 || scan.classes.is_empty();
     if is_trainable {
-        check_metric(&task, config.train.deciding().1)?;
+        check_metric(&task, config.train.deciding().1, false)?;
     }
     let encoder = pretrained.encoder_config();
     for split in &scan.splits {

@@ -94,6 +94,7 @@ impl Template {
             TaskKind::Multilabel => include_str!("../../configs/multilabel.toml"),
             TaskKind::Regression => include_str!("../../configs/regression.toml"),
             TaskKind::Tokens => include_str!("../../configs/tokens.toml"),
+            TaskKind::Span => include_str!("../../configs/span.toml"),
         };
         Self { task, pair: false, text }
     }
@@ -112,11 +113,12 @@ impl FromStr for Template {
             "multilabel" => Ok(Self::of(TaskKind::Multilabel)),
             "regression" => Ok(Self::of(TaskKind::Regression)),
             "tokens" => Ok(Self::of(TaskKind::Tokens)),
-            "span" | "mlm" | "choice" | "embedding" => {
-                Err("this task is not in this version; it has classification, pair, multilabel, regression and tokens"
-                    .into())
-            }
-            _ => Err("expected classification, pair, multilabel, regression or tokens".into()),
+            "span" => Ok(Self::of(TaskKind::Span)),
+            "mlm" | "choice" | "embedding" => Err(
+                "this task is not in this version; it has classification, pair, multilabel, regression, tokens and span"
+                    .into(),
+            ),
+            _ => Err("expected classification, pair, multilabel, regression, tokens or span".into()),
         }
     }
 }

@@ -1,22 +1,23 @@
 //! `bertft eval`: a model and a labelled file to scores, with gates for scripts.
 
 use super::model::ModelArgs;
-use super::prepare::{Loader, eval_set, family, label_targets, load_sentences};
+use super::prepare::{Loader, eval_set, family, label_targets, load_questions, load_sentences};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
-use super::{Globals, InputArgs};
-use crate::data::LabelMap;
-use crate::data::Skipped;
+use super::{Globals, InputArgs, SpanArgs};
 use crate::data::config::{Column, TaskKind};
 use crate::data::label_sets::all_names;
 use crate::data::settings::Files;
 use crate::data::tagging::TagForm;
 use crate::data::tagging::scheme::Scheme;
+use crate::data::{LabelMap, Skipped, Targets};
 use crate::error::{Error, Result};
+use crate::heads::span::SpanDecoding;
 use crate::metrics::gate::{Gate, check};
 use crate::metrics::names;
 use crate::model::Task;
 use crate::train::eval::{EvalSet, evaluate};
+use crate::train::eval_span::SpanScores;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -58,8 +59,13 @@ pub struct EvalArgs {
     /// Also show the metrics for every value of this column (name or 0-based index)
     #[arg(long, value_name = "COLUMN")]
     pub slice_by: Option<Column>,
+    /// For span: write predictions.json, nbest_predictions.json and null_odds.json, as run_qa.py does, to this directory
+    #[arg(long, value_name = "DIR")]
+    pub save_predictions: Option<PathBuf>,
     #[command(flatten)]
     pub input: InputArgs,
+    #[command(flatten)]
+    pub span: SpanArgs,
 }
 
 pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
@@ -75,7 +81,11 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     scoring.label_delimiter.clone_from(&args.label_delimiter);
     let task = scoring.model.task().clone();
     for gate in &gates {
-        gate.known(names(family(&task)))?;
+        gate.known(names(family(&task, true)))?;
+    }
+    let of_answers = args.span.given().or(args.save_predictions.as_ref().map(|_| "--save-predictions"));
+    if let Some(flag) = of_answers.filter(|_| task.kind != TaskKind::Span) {
+        return Err(Error::input(format!("{flag} is for span, and this model's task is {}; leave it out", task.kind)));
     }
     let files = input_files("--data", &args.data)?;
     let file = files.name();
@@ -84,6 +94,11 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
             return Err(Error::input("--label-delimiter and --slice-by are not for tags of words; leave them out"));
         }
         TaskKind::Tokens => sentences(&scoring, &task, &files, args.strict_tags, ui)?,
+        TaskKind::Span if args.label_delimiter.is_some() || args.slice_by.is_some() || args.strict_tags => {
+            let message = "--label-delimiter, --slice-by and --strict-tags are not for answers; leave them out";
+            return Err(Error::input(message));
+        }
+        TaskKind::Span => questions(&scoring, &args.span, &files, ui)?,
         TaskKind::Multilabel if args.label_delimiter.as_deref() == Some("") => {
             return Err(Error::input("--label-delimiter is empty, expected what stands between labels, such as ';'"));
         }
@@ -96,7 +111,14 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         _ => rows(&scoring, &task, &files, ui)?,
     };
     let (batch_size, threshold) = (scoring.batch_size, scoring.threshold());
-    let result = evaluate(&mut scoring.model, &set, batch_size, threshold.as_ref(), ui)?;
+    let result = match set.spans {
+        Some(decoding) => {
+            let scored = SpanScores::new(&mut scoring.model, &set.data, batch_size, decoding, ui)?;
+            args.save_predictions.as_deref().map_or(Ok(()), |dir| scored.write(dir))?;
+            scored.evaluation(None)
+        }
+        None => evaluate(&mut scoring.model, &set, batch_size, threshold.as_ref(), ui)?,
+    };
     let per_second = result.samples as f64 / result.seconds;
     if ui.is_json() {
         let mut object = json!({
@@ -149,7 +171,9 @@ fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(E
     let skipped = std::mem::take(&mut loaded.skipped);
     let set = eval_set(&scoring.pretrained, "eval".into(), files, loaded, |labels, places| {
         let found = match task.kind {
-            TaskKind::Regression | TaskKind::Tokens => return label_targets(task.kind, None, labels, places),
+            TaskKind::Regression | TaskKind::Tokens | TaskKind::Span => {
+                return label_targets(task.kind, None, labels, places);
+            }
             TaskKind::Classification => labels.names().to_vec(),
             TaskKind::Multilabel => all_names(labels),
         };
@@ -176,10 +200,23 @@ fn sentences(
     let data = loaded.rows(&labels, &scoring.tokenizer, scoring.max_length, false, files)?;
     let encoder = scoring.pretrained.encoder_config();
     data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
-    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags }, loaded.skipped))
+    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags, spans: None }, loaded.skipped))
 }
 
 /// Beyond, a matrix of classes × classes is longer than a line of JSON should be.
+fn questions(scoring: &Scoring, args: &SpanArgs, files: &Files, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
+    let (windows, decoding) = scoring.answers(args)?;
+    let loaded = load_questions(files, &scoring.question_options(files, true)?, &scoring.tokenizer, ui)?;
+    let skipped = loaded.skipped.clone();
+    let data = loaded.rows(&scoring.tokenizer, windows.max_length, windows.doc_stride, files)?;
+    let encoder = scoring.pretrained.encoder_config();
+    data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
+    let lacks = matches!(&data.targets, Targets::Spans(spans) if spans.lacks_answers());
+    let null_threshold = decoding.null_threshold.or(lacks.then_some(0.0));
+    let spans = Some(SpanDecoding { null_threshold, ..decoding });
+    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags: None, spans }, skipped))
+}
+
 const MOST_CLASSES: usize = 200;
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….

@@ -51,8 +51,10 @@ pub fn config(
     output: Option<&Path>,
     (globals, ui): (&Globals, &mut Ui),
 ) -> Result<String> {
-    if let Some((TaskKind::Tokens, _)) = task {
-        return Err(Error::input("--data looks at rows of text, and tokens learns from words with tags; leave it out"));
+    if let Some((kind @ (TaskKind::Tokens | TaskKind::Span), _)) = task {
+        let what = if kind == TaskKind::Tokens { "words with tags" } else { "questions with answers" };
+        let message = format!("--data looks at rows of text, and {kind} learns from {what}; leave it out");
+        return Err(Error::input(message));
     }
     let known = Known {
         task: task.map(|t| t.0),
@@ -91,7 +93,7 @@ pub fn config(
         (Some(_), _) => "",
         (None, TaskKind::Classification) => "as the label has few values; see below",
         (None, TaskKind::Regression) => "as the label has numbers with fractions",
-        (None, TaskKind::Multilabel | TaskKind::Tokens) => "",
+        (None, TaskKind::Multilabel | TaskKind::Tokens | TaskKind::Span) => "",
     };
     toml.key("kind", guess.task.name().into(), why);
     toml.line("\n[data]");

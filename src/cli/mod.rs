@@ -156,6 +156,38 @@ pub struct InputArgs {
     pub no_header: bool,
 }
 
+/// How `eval` and `predict` answer questions. What is not given comes from the model's `bertft.json`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of answers (span)")]
+pub struct SpanArgs {
+    /// Tokens that windows of a long context share [default: as in training, else 128]
+    #[arg(long, value_name = "N")]
+    pub doc_stride: Option<usize>,
+    /// So many of the highest scores to begin and to end an answer are tried with each other [default: as in training, else 20]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000))]
+    pub n_best_size: Option<usize>,
+    /// Longest answer in tokens [default: as in training, else 30]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
+    pub max_answer_length: Option<usize>,
+    /// A question has no answer where that scores by more than this above the best piece [default: as in training, else 0 where
+    /// the data have questions without answers]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub null_score_diff_threshold: Option<f64>,
+}
+
+impl SpanArgs {
+    /// A flag that is given, if any is.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--doc-stride", self.doc_stride.is_some()),
+            ("--n-best-size", self.n_best_size.is_some()),
+            ("--max-answer-length", self.max_answer_length.is_some()),
+            ("--null-score-diff-threshold", self.null_score_diff_threshold.is_some()),
+        ];
+        flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    }
+}
+
 impl InputArgs {
     /// Whether quotes enclose fields, if a flag says so.
     pub fn quoting(&self) -> Option<bool> {

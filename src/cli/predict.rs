@@ -3,13 +3,14 @@
 use super::model::ModelArgs;
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
-use super::{Globals, InputArgs};
+use super::{Globals, InputArgs, SpanArgs};
 use crate::data::config::TaskKind;
+use crate::data::reader::questions::QuestionReader;
 use crate::data::reader::sentences::SentenceReader;
 use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Reader, Skipped};
 use crate::error::{Error, Result, guarded};
-use crate::predict::{Predictor, tags};
+use crate::predict::{Predictor, span, tags};
 use crate::train::log::{Event, Reporter};
 use clap::Args;
 use serde::Serialize;
@@ -30,6 +31,8 @@ use std::sync::{Arc, Mutex, PoisonError};
     echo 'My card has not arrived' | bertft predict --model runs/cls
   Classify with a model of the hub:
     bertft predict --model org/name --revision v1.0 reviews.csv
+  Answer questions in SQuAD's JSON, or in JSONL with a question and its context a line:
+    bertft predict --model runs/span questions.json
   Pairs in JSONL with keys of their own:
     bertft predict --model runs/pairs --text question --text-pair answer pairs.jsonl")]
 pub struct PredictArgs {
@@ -43,6 +46,8 @@ pub struct PredictArgs {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub input: InputArgs,
+    #[command(flatten)]
+    pub span: SpanArgs,
 }
 
 pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
@@ -53,7 +58,20 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let (batch_size, max_length, threshold) = (scoring.batch_size, scoring.max_length, scoring.threshold());
     // Regular files have all their rows at once.
     let waits = files.iter().all(|f| f.is_file());
-    if scoring.model.task().kind == TaskKind::Tokens {
+    let kind = scoring.model.task().kind;
+    if let Some(flag) = args.span.given().filter(|_| kind != TaskKind::Span) {
+        return Err(Error::input(format!("{flag} is for span, and this model's task is {kind}; leave it out")));
+    }
+    if kind == TaskKind::Span {
+        let (windows, decoding) = scoring.answers(&args.span)?;
+        let reader = QuestionReader::open(files.as_slice(), &scoring.question_options(&files, false)?)?;
+        let reading = Reading { reader, skipped_of: QuestionReader::skipped, skipped: Arc::clone(&skipped) };
+        let (model, tokenizer) = (&mut scoring.model, &scoring.tokenizer);
+        for chunk in chunks(reading, CHUNK, waits) {
+            let found = span::predict(model, tokenizer, chunk?, batch_size, windows, &decoding)?;
+            write(&found, &mut output, ui)?;
+        }
+    } else if kind == TaskKind::Tokens {
         let reader = SentenceReader::open(files.as_slice(), &scoring.sentence_options(&files, false)?)?;
         let reading = Reading { reader, skipped_of: SentenceReader::skipped, skipped: Arc::clone(&skipped) };
         let (model, tokenizer) = (&mut scoring.model, &scoring.tokenizer);

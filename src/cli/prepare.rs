@@ -1,5 +1,9 @@
 //! What a training run needs before its first step, checked as far as it can be: files, columns, labels, lengths, model.
 
+mod questions;
+
+pub use questions::load_questions;
+
 use super::model::interrupted;
 use crate::check;
 use crate::config::RunConfig;
@@ -18,6 +22,7 @@ use crate::data::{
     Dataset, LabelMap, Labels, Loaded, Places, ReadOptions, Skipped, Targets, Tokenizer, load, split_fraction,
 };
 use crate::error::{Error, Result};
+use crate::heads::span::SpanDecoding;
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
@@ -39,6 +44,8 @@ pub struct Prepared {
     pub test: Option<EvalSet>,
     /// `train.class_weights` or `train.pos_weight` in label order.
     pub class_weights: Option<Vec<f32>>,
+    /// Of answers: how they are read from scores.
+    pub spans: Option<SpanDecoding>,
     /// SHA-256 of the data files whose content was read for it anyway.
     pub contents: Vec<(PathBuf, Sha)>,
     /// What was left out of each split.
@@ -53,8 +60,10 @@ impl Prepared {
     /// Reads and checks all inputs of `config`, which trains `pretrained`.
     pub fn new(config: &RunConfig, pretrained: Pretrained, reporter: &mut dyn Reporter) -> Result<Self> {
         check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
-        if config.task.kind == TaskKind::Tokens {
-            return Self::of_sentences(config, pretrained, reporter);
+        match config.task.kind {
+            TaskKind::Tokens => return Self::of_sentences(config, pretrained, reporter),
+            TaskKind::Span => return Self::of_questions(config, pretrained, reporter),
+            TaskKind::Classification | TaskKind::Multilabel | TaskKind::Regression => {}
         }
         let (data, kind) = (&config.data, config.task.kind);
         let cache = directory().filter(|_| data.cache).map(Cache::open);
@@ -107,21 +116,21 @@ impl Prepared {
                 let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
                 let slices = all.slices.map(|s| s.subset(&eval_rows));
                 let data = all.data.subset(&eval_rows);
-                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: None };
+                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: None, spans: None };
                 (all.data.subset(&train_rows), vec![eval])
             }
             _ => (all.data, eval),
         };
         let names = labels.map_or_else(Vec::new, |map| map.names().to_vec());
         let task = Task { kind: config.task.kind, labels: names };
-        check_metric(&task, config.train.deciding().1)?;
+        check_metric(&task, config.train.deciding().1, false)?;
         check_threshold(&task, &config.eval)?;
         let weights = config.train.class_weights.as_ref().or(config.train.pos_weight.as_ref());
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
         let tokenizer = loader.tokenizer()?;
         let (frame, unknown) = (tokenizer.special_tokens_count(data.text_pair.is_some()), tokenizer.unknown_id());
         drop(loader);
-        Ok(Self { pretrained, task, train, eval, test, class_weights, contents, skipped, frame, unknown })
+        Ok(Self { pretrained, task, train, eval, test, class_weights, spans: None, contents, skipped, frame, unknown })
     }
 
     /// The same for words with tags.
@@ -156,22 +165,40 @@ impl Prepared {
         let mut eval = vec![];
         for (name, files) in scored {
             let loaded = read(&name, files)?;
-            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, strict_tags });
+            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, strict_tags, spans: None });
         }
         let test = if data.test.is_some() { eval.pop() } else { None };
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
-                let eval = EvalSet { name: "eval".into(), data: train.subset(&eval_rows), slices: None, strict_tags };
+                let eval = EvalSet {
+                    name: "eval".into(),
+                    data: train.subset(&eval_rows),
+                    slices: None,
+                    strict_tags,
+                    spans: None,
+                };
                 (train.subset(&train_rows), vec![eval])
             }
             _ => (train, eval),
         };
         let task = Task { kind: config.task.kind, labels: labels.names().to_vec() };
-        check_metric(&task, config.train.deciding().1)?;
+        check_metric(&task, config.train.deciding().1, false)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
-        Ok(Self { pretrained, task, train, eval, test, class_weights, contents: vec![], skipped, frame, unknown })
+        Ok(Self {
+            pretrained,
+            task,
+            train,
+            eval,
+            test,
+            class_weights,
+            spans: None,
+            contents: vec![],
+            skipped,
+            frame,
+            unknown,
+        })
     }
 
     /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
@@ -179,7 +206,8 @@ impl Prepared {
         let splits: Vec<_> = self.splits().collect();
         let found = check::brief(&splits, &self.task.labels, self.frame, self.unknown);
         let hint = format!("bertft check --config {} lists the rows", config.display());
-        let hint = (!found.is_empty() && self.task.kind != TaskKind::Tokens).then_some(hint);
+        let looked_at = !matches!(self.task.kind, TaskKind::Tokens | TaskKind::Span);
+        let hint = (!found.is_empty() && looked_at).then_some(hint);
         found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()
     }
 
@@ -197,7 +225,7 @@ impl Prepared {
                 Targets::Class(classes) => classes.iter().for_each(|&c| counts[c as usize] += 1),
                 Targets::Sets(sets) => sets.iter().flatten().for_each(|&c| counts[c as usize] += 1),
                 Targets::Tags(tags) => tags.labels().for_each(|c| counts[c as usize] += 1),
-                Targets::Value(_) | Targets::None => return vec![],
+                Targets::Value(_) | Targets::Spans(_) | Targets::None => return vec![],
             }
             self.task.labels.iter().cloned().zip(counts).collect()
         };
@@ -225,22 +253,26 @@ fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
     }
 }
 
-/// The scores that the task yields.
-pub fn family(task: &Task) -> Family {
-    metric_family(task.kind, task.labels.len())
+/// The scores that the task yields; `with_none`: whether questions may have no answer.
+pub fn family(task: &Task, with_none: bool) -> Family {
+    match task.kind {
+        TaskKind::Span => Family::Span { with_none },
+        kind => metric_family(kind, task.labels.len()),
+    }
 }
 
 /// Some metrics are there for two classes only, which the data decide.
-pub fn check_metric(task: &Task, metric: &str) -> Result<()> {
-    let names = names(family(task));
+pub fn check_metric(task: &Task, metric: &str, with_none: bool) -> Result<()> {
+    let names = names(family(task, with_none));
     if names.contains(&metric) {
         return Ok(());
     }
-    let classes = task.labels.len();
+    let with = match task.kind {
+        TaskKind::Span => "questions that all have answers".into(),
+        _ => format!("{} labels", task.labels.len()),
+    };
     let listed = names.join(", ");
-    Err(Error::input(format!(
-        "train.metric_for_best_model is \"{metric}\", but with {classes} labels there is {listed}"
-    )))
+    Err(Error::input(format!("train.metric_for_best_model is \"{metric}\", but with {with} there is {listed}")))
 }
 
 /// A threshold decides between two labels, which the data have or not, or on each label by itself.
@@ -415,7 +447,7 @@ pub fn eval_set(
     let encoder = pretrained.encoder_config();
     tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
-    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: None })
+    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: None, spans: None })
 }
 
 /// The model must have a position for every token.

@@ -3,18 +3,21 @@
 use super::model::ModelArgs;
 use super::prepare::check_max_length;
 use super::ui::Ui;
-use super::{Globals, InputArgs};
-use crate::data::config::{Column, Format, TaskKind};
+use super::{Globals, InputArgs, SpanArgs};
+use crate::data::config::{Column, DOC_STRIDE, Format, QUESTION_LENGTH, TaskKind};
 use crate::data::label_sets::LabelForm;
+use crate::data::reader::questions::{QuestionOptions, key_of};
 use crate::data::reader::sentences::SentenceOptions;
 use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
 use crate::data::tagging::TagForm;
 use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
+use crate::heads::span::SpanDecoding;
 use crate::metrics::threshold::Threshold;
 use crate::model::{BertftJson, Model, Pretrained};
 use crate::nn::workspace::Space;
+use crate::predict::span::Windows;
 use crate::train::config::Precision;
 use crate::train::log::{Event, Reporter};
 use std::collections::BTreeMap;
@@ -53,6 +56,7 @@ impl Scoring {
         let max_length = match (input.max_length, &extra) {
             (Some(n), _) => n,
             (None, Some(extra)) => extra.max_length,
+            (None, None) if pretrained.task()?.kind == TaskKind::Span => positions.min(QUESTION_LENGTH),
             (None, None) => positions.min(128),
         };
         check_max_length(&pretrained, max_length, "--max-length")?;
@@ -232,6 +236,68 @@ impl Scoring {
             on_bad_row: input.on_bad_row.unwrap_or_default(),
             naming: Naming::Flags,
         })
+    }
+
+    /// How files of questions are read, with their answers or without.
+    pub fn question_options(&self, files: &Files, answered: bool) -> Result<QuestionOptions> {
+        let (input, extra) = (&self.input, self.extra.as_ref());
+        let flags = [
+            ("--pattern", input.pattern.is_some()),
+            ("--join", input.join.is_some()),
+            ("--delimiter", input.delimiter.is_some()),
+            ("--quoting", input.quoting().is_some()),
+            ("--no-header", input.no_header),
+            ("a second --text", input.text.len() > 1),
+        ];
+        if let Some((flag, _)) = flags.iter().find(|(_, set)| *set) {
+            return Err(Error::input(format!("{flag} is given, but questions are read from JSON; leave it out")));
+        }
+        let named = |flag: &str, given: Option<&Column>, trained: Option<&Column>, usual: &str| match given {
+            Some(column) => key_of(column).map_err(|message| Error::input(format!("{flag} {message}"))),
+            None => Ok(trained.and_then(|c| key_of(c).ok()).unwrap_or_else(|| usual.into())),
+        };
+        let first = files.first().as_path();
+        let encoding = match (input.encoding, extra.and_then(|e| e.encoding)) {
+            (None, Some(encoding)) if first.is_file() && !is_utf8(first)? => Some(encoding),
+            (given, _) => given,
+        };
+        let (text, label) = (extra.map(|e| e.text.first()), extra.map(|e| e.label.first()));
+        let context = extra.and_then(|e| e.text_pair.as_ref());
+        Ok(QuestionOptions {
+            format: input.format,
+            question: named("--text", input.text.first(), text, "question")?,
+            context: named("--text-pair", input.text_pair.as_ref(), context, "context")?,
+            answers: named("--label", self.label.first(), label, "answers")?,
+            answered,
+            encoding,
+            on_bad_row: input.on_bad_row.unwrap_or_default(),
+            naming: Naming::Flags,
+        })
+    }
+
+    /// How rows of questions are made, and answers read from scores.
+    pub fn answers(&self, args: &SpanArgs) -> Result<(Windows, SpanDecoding)> {
+        let extra = self.extra.as_ref();
+        let doc_stride = args.doc_stride.or(extra.and_then(|e| e.doc_stride)).unwrap_or(DOC_STRIDE);
+        if args.doc_stride.is_some() && doc_stride >= self.max_length {
+            let message =
+                format!("--doc-stride is {doc_stride}, expected less than the {} tokens of a row", self.max_length);
+            return Err(Error::input(message));
+        }
+        if let Some(threshold) = args.null_score_diff_threshold.filter(|t| !t.is_finite()) {
+            let message = format!("--null-score-diff-threshold is {threshold}, expected a finite number");
+            return Err(Error::input(message));
+        }
+        let usual = SpanDecoding::default();
+        let decoding = SpanDecoding {
+            n_best_size: args.n_best_size.or(extra.and_then(|e| e.n_best_size)).unwrap_or(usual.n_best_size),
+            max_answer_length: args
+                .max_answer_length
+                .or(extra.and_then(|e| e.max_answer_length))
+                .unwrap_or(usual.max_answer_length),
+            null_threshold: args.null_score_diff_threshold.or(extra.and_then(|e| e.null_score_diff_threshold)),
+        };
+        Ok((Windows { max_length: self.max_length, doc_stride }, decoding))
     }
 
     /// What becomes of the tags of files: what became of those in training.

@@ -11,12 +11,14 @@ use crate::data::settings::STANDARD_INPUT;
 use crate::data::{Dataset, Targets};
 use crate::device::{is_out_of_memory, name as device_name};
 use crate::error::{Error, Result};
-use crate::metrics::threshold::Criterion;
+use crate::metrics::span::{Of, best_threshold};
+use crate::metrics::threshold::{Criterion, Threshold};
 use crate::model::{BertftJson, Model};
 use crate::nn::workspace::Space;
 use crate::ops::gemm::allow_tf32;
 use crate::train::config::{Precision, TrainConfig};
 use crate::train::eval::{EvalSet, Evaluation, Scored, SetScores, evaluate};
+use crate::train::eval_span::SpanScores;
 use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, estimate_memory, fitting_batches, free_bytes, peak_rss_bytes};
 use crate::train::plan::Plan;
@@ -158,7 +160,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     run.write("config.toml", &config.to_toml()?)?;
     run.write("run.json", &manifest(&config, &prepared, globals, &device)?)?;
 
-    let extra = BertftJson::new(config.task.kind, &config.data);
+    let extra = BertftJson::new(config.task.kind, &config.data).with_spans(prepared.spans);
     let outcome = Trainer {
         model: &mut model,
         train: &prepared.train,
@@ -223,6 +225,9 @@ impl Closing<'_> {
     /// Saves the threshold that is best on the first eval set with the model; returns the scores of all sets with it.
     fn tune(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
         let prepared = self.prepared;
+        if self.config.task.kind == TaskKind::Span {
+            return self.tune_answers(criterion);
+        }
         let Some((first, others)) = prepared.eval.split_first() else { return Ok(vec![]) };
         let batch_size = self.config.train.eval_batch_size;
         let scored = Scored::new(&mut self.model, &first.data, batch_size, None, self.ui)?;
@@ -253,9 +258,35 @@ impl Closing<'_> {
         Ok(scores)
     }
 
+    /// The same for the threshold from which on a question has no answer.
+    fn tune_answers(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
+        let prepared = self.prepared;
+        let (Some((first, others)), Some(decoding)) = (prepared.eval.split_first(), prepared.spans) else {
+            return Ok(vec![]);
+        };
+        let batch_size = self.config.train.eval_batch_size;
+        let scored = SpanScores::new(&mut self.model, &first.data, batch_size, decoding, self.ui)?;
+        if decoding.null_threshold.is_some() {
+            let of = if criterion == Criterion::ExactMatch { Of::Exact } else { Of::F1 };
+            self.extra.null_score_diff_threshold = best_threshold(&scored.judged(), of);
+            self.extra.write(&self.run.model())?;
+        } else {
+            let message = "eval.tune_threshold: every question has an answer, so there is no threshold to tune";
+            self.emit(&Event::Warning { message: message.into() })?;
+        }
+        let result = scored.evaluation(self.extra.null_score_diff_threshold);
+        let mut scores = vec![self.record(first, result)?];
+        for set in others {
+            scores.push(self.score(set)?);
+        }
+        Ok(scores)
+    }
+
     /// Scores a set with the best model and the threshold in force.
     fn score(&mut self, set: &EvalSet) -> Result<SetScores> {
-        let (batch_size, threshold) = (self.config.train.eval_batch_size, self.extra.threshold.as_ref());
+        let batch_size = self.config.train.eval_batch_size;
+        let of_answers = self.extra.null_score_diff_threshold.map(Threshold::One);
+        let threshold = self.extra.threshold.as_ref().or(of_answers.as_ref());
         let result = evaluate(&mut self.model, set, batch_size, threshold, self.ui)?;
         self.record(set, result)
     }
@@ -283,7 +314,7 @@ fn next_commands(config: &RunConfig, model: &str) -> String {
         _ => &config.data.train,
     };
     let data = data.first().display();
-    let predict = match config.data.text_pair {
+    let predict = match &config.data.text_pair {
         Some(_) => format!("bertft predict --model {model} {data}"),
         None => format!("echo 'a text of yours' | bertft predict --model {model}"),
     };
@@ -388,6 +419,9 @@ fn digest(data: &Dataset) -> String {
                 hash.update(u64::from(at).wrapping_shl(32).wrapping_add(label.into()).to_le_bytes())
             });
         }),
+        Targets::Spans(spans) => {
+            spans.iter().for_each(|row| hash.update(bytemuck::cast_slice::<u32, u8>(&row.answer)));
+        }
         Targets::None => {}
     }
     hex(&hash.finalize())

@@ -112,6 +112,11 @@ impl<'t> Source<'t> {
         T::deserialize(toml::de::Deserializer::from(self.tree.clone())).map_err(|e| self.explain(&e))
     }
 
+    /// Whether the key at that path is set.
+    pub(super) fn has(&self, path: &str) -> bool {
+        self.value_at(path).is_some()
+    }
+
     /// Whether the value at that key path comes from an argument.
     pub(super) fn is_argument(&self, path: &str) -> bool {
         self.value_at(path).is_some_and(|span| self.argument_at(&span).is_some())

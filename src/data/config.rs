@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::label_sets::LabelForm;
+use super::reader::questions::{QuestionOptions, key_of};
 use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
@@ -29,16 +30,22 @@ pub enum TaskKind {
     Regression,
     /// One of a fixed set of tags for each word of a sentence: named entities, parts of speech.
     Tokens,
+    /// A piece of a text as the answer to a question about it.
+    Span,
 }
 
 impl TaskKind {
     /// The kinds of the config format that this version knows by name only.
-    const LATER: [&str; 4] = ["span", "mlm", "choice", "embedding"];
-    const NAMES: [&str; 4] = ["classification", "multilabel", "regression", "tokens"];
+    const LATER: [&str; 3] = ["mlm", "choice", "embedding"];
+    const NAMES: [&str; 5] = ["classification", "multilabel", "regression", "tokens", "span"];
 
     /// How the names of its classes in `transformers` end.
     pub fn class(self) -> &'static str {
-        if self == Self::Tokens { "ForTokenClassification" } else { "ForSequenceClassification" }
+        match self {
+            Self::Tokens => "ForTokenClassification",
+            Self::Span => "ForQuestionAnswering",
+            Self::Classification | Self::Multilabel | Self::Regression => "ForSequenceClassification",
+        }
     }
 
     /// The name in config files.
@@ -48,6 +55,7 @@ impl TaskKind {
             Self::Multilabel => "multilabel",
             Self::Regression => "regression",
             Self::Tokens => "tokens",
+            Self::Span => "span",
         }
     }
 }
@@ -72,6 +80,7 @@ impl<'de> Deserialize<'de> for TaskKind {
                     "multilabel" => Ok(TaskKind::Multilabel),
                     "regression" => Ok(TaskKind::Regression),
                     "tokens" => Ok(TaskKind::Tokens),
+                    "span" => Ok(TaskKind::Span),
                     _ if TaskKind::LATER.contains(&v) => Err(E::custom(format!(
                         "the task \"{v}\" is not in this version; it has {}",
                         TaskKind::NAMES.join(", ")
@@ -274,7 +283,10 @@ pub struct DataConfig {
     /// false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub label_all_tokens: bool,
-    /// Longest row in tokens, special tokens included; longer rows lose text. Default 128.
+    /// For span: the tokens that windows of a long context share. Default 128.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub doc_stride: Option<usize>,
+    /// Longest row in tokens, special tokens included; longer rows lose text. Default 128, for span 384.
     #[serde(default = "max_length")]
     #[schemars(range(min = 3, max = 1_000_000))]
     pub max_length: usize,
@@ -282,6 +294,11 @@ pub struct DataConfig {
     #[serde(default = "yes")]
     pub cache: bool,
 }
+
+/// Of rows of questions with their contexts, as in `transformers`' run_qa.py.
+pub const QUESTION_LENGTH: usize = 384;
+/// Tokens that windows of a context share, as there.
+pub const DOC_STRIDE: usize = 128;
 
 fn text_columns() -> Columns {
     Column::Name("text".into()).into()
@@ -324,6 +341,7 @@ impl DataConfig {
         self.check_layout()?;
         match task {
             TaskKind::Tokens => self.check_sentences()?,
+            TaskKind::Span => self.check_questions()?,
             _ => self.check_columns()?,
         }
         self.check_tags(task)?;
@@ -534,6 +552,10 @@ impl DataConfig {
             ("data.convert_tags", self.convert_tags.is_some()),
             ("data.label_all_tokens", self.label_all_tokens),
         ];
+        if self.doc_stride.is_some() && task != TaskKind::Span {
+            let message = format!("is set, but {task} has no windows of contexts; remove the key");
+            return Err(Invalid::new("data.doc_stride", message));
+        }
         match set.iter().find(|(_, set)| *set && task != TaskKind::Tokens) {
             Some((key, _)) => {
                 Err(Invalid::new(key, format!("is set, but {task} has no tags of words; remove the key")))
@@ -574,6 +596,74 @@ impl DataConfig {
             }
         }
         Ok(())
+    }
+
+    /// What questions have no use for, or need.
+    fn check_questions(&self) -> Result<(), Invalid> {
+        let not = |key, message: String| Err(Invalid::new(key, message));
+        for (key, columns) in [("data.text", &self.text), ("data.label", &self.label)] {
+            match columns.as_slice() {
+                [one] => drop(key_of(one).map_err(|message| Invalid::new(key, message))?),
+                several => return not(key, format!("has {} columns, but span reads one; give one", several.len())),
+            }
+        }
+        if let Some(context) = &self.text_pair {
+            key_of(context).map_err(|message| Invalid::new("data.text_pair", message))?;
+        }
+        let set = [
+            ("data.pattern", self.pattern.is_some()),
+            ("data.header", !self.header),
+            ("data.rename_labels", !self.rename_labels.is_empty()),
+            ("data.labels", self.labels.is_some()),
+        ];
+        if let Some((key, _)) = set.iter().find(|(_, set)| *set) {
+            return not(key, "is set, but span reads questions from JSON, which have no labels; remove the key".into());
+        }
+        if let Some((path, format)) = self.file_of(|f| !matches!(f, Some(Format::Squad | Format::Jsonl))) {
+            let message = format!(
+                "is not set and {} is {format}, but span reads SQuAD's json and jsonl; set it to squad or jsonl",
+                path.display()
+            );
+            return not("data.format", message);
+        }
+        match self.doc_stride {
+            Some(stride) if stride >= self.max_length => {
+                not("data.doc_stride", format!("is {stride}, expected less than data.max_length, {}", self.max_length))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts in what a question's config leaves out: `is_set` tells of a key whether the config has it.
+    pub fn fill_in_questions(&mut self, is_set: impl Fn(&str) -> bool) {
+        let named = |name: &str| Column::Name(name.into());
+        if !is_set("data.max_length") {
+            self.max_length = QUESTION_LENGTH;
+        }
+        if !is_set("data.text") {
+            self.text = named("question").into();
+        }
+        if !is_set("data.label") {
+            self.label = named("answers").into();
+        }
+        self.text_pair.get_or_insert(named("context"));
+        self.doc_stride.get_or_insert(DOC_STRIDE.min(self.max_length.saturating_sub(1)));
+    }
+
+    /// How questions are read, once [`Self::fill_in_questions`] has put in what was left out.
+    pub fn question_options(&self) -> QuestionOptions {
+        let name = |column: Option<&Column>| column.map_or_else(String::new, |c| key_of(c).unwrap_or_default());
+        QuestionOptions {
+            // An extension says jsonl where SQuAD's files are meant, which the content tells.
+            format: self.format,
+            question: name(Some(self.text.first())),
+            context: name(self.text_pair.as_ref()),
+            answers: name(Some(self.label.first())),
+            answered: true,
+            encoding: self.encoding,
+            on_bad_row: self.on_bad_row,
+            naming: Naming::Config,
+        }
     }
 
     /// How sentences are read.

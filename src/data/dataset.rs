@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::label_sets::LabelSets;
 use super::sampler::{Purpose, shuffle};
+use super::span::SpanRows;
 use super::tagging::{TagRow, TagRows};
 use super::tokens::Tokens;
 use crate::error::{Error, Result};
@@ -19,6 +20,8 @@ pub enum Targets {
     Sets(LabelSets),
     /// A class for each of some tokens.
     Tags(TagRows),
+    /// The places of the first and last token of an answer.
+    Spans(SpanRows),
     /// Nothing is known, as in `predict`.
     None,
 }
@@ -31,6 +34,7 @@ impl Targets {
             Self::Value(values) => Self::Value(rows.iter().map(|&r| values[r]).collect()),
             Self::Sets(sets) => Self::Sets(sets.subset(rows)),
             Self::Tags(tags) => Self::Tags(tags.subset(rows)),
+            Self::Spans(spans) => Self::Spans(spans.subset(rows)),
             Self::None => Self::None,
         }
     }
@@ -168,12 +172,15 @@ pub fn split_fraction(targets: &Targets, fraction: f64, seed: u64) -> Result<(Ve
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::input(format!("data.eval is the fraction {fraction}; it must be above 0 and below 1")));
     }
-    if let Targets::Tags(tags) = targets {
-        // The windows of a sentence stay together.
-        let sentences = tags.sentences();
-        let whole = Targets::Value(vec![0.0; sentences.len()]);
-        let (train, eval) = split_fraction(&whole, fraction, seed)?;
-        return Ok([train, eval].map(|of| of.iter().flat_map(|&s| sentences[s].iter().copied()).collect()).into());
+    // The windows of a sentence, or of a question's context, stay together.
+    let wholes = match targets {
+        Targets::Tags(tags) => Some(tags.sentences()),
+        Targets::Spans(spans) => Some(spans.by_question()),
+        _ => None,
+    };
+    if let Some(wholes) = wholes {
+        let (train, eval) = split_fraction(&Targets::Value(vec![0.0; wholes.len()]), fraction, seed)?;
+        return Ok([train, eval].map(|of| of.iter().flat_map(|&i| wholes[i].iter().copied()).collect()).into());
     }
     let mut strata = strata(targets);
     let counts = eval_counts(&strata.iter().map(Vec::len).collect::<Vec<_>>(), fraction);
@@ -203,6 +210,7 @@ fn strata(targets: &Targets) -> Vec<Vec<usize>> {
         // Most combinations are rare, so there is nothing to stratify by.
         Targets::Sets(sets) => return vec![(0..sets.len()).collect()],
         Targets::Tags(tags) => return vec![(0..tags.len()).collect()],
+        Targets::Spans(spans) => return vec![(0..spans.len()).collect()],
         Targets::None => return Vec::new(),
     };
     let mut strata = vec![Vec::new(); classes.iter().max().map_or(0, |&c| c as usize + 1)];

@@ -165,6 +165,8 @@ pub enum Format {
     Pattern,
     /// A word and its tag a line, a blank line between sentences.
     Conll,
+    /// The JSON of SQuAD: articles of paragraphs of questions.
+    Squad,
     /// Apache Parquet, in builds with the cargo feature `parquet`.
     Parquet,
 }
@@ -178,6 +180,7 @@ impl Format {
             Self::Jsonl => "jsonl",
             Self::Pattern => "pattern",
             Self::Conll => "conll",
+            Self::Squad => "squad",
             Self::Parquet => "parquet",
         }
     }
@@ -193,8 +196,9 @@ impl FromStr for Format {
             "jsonl" => Ok(Self::Jsonl),
             "pattern" => Ok(Self::Pattern),
             "conll" => Ok(Self::Conll),
+            "squad" => Ok(Self::Squad),
             "parquet" => Ok(Self::Parquet),
-            _ => Err("expected csv, tsv, jsonl, pattern, conll or parquet".into()),
+            _ => Err("expected csv, tsv, jsonl, pattern, conll, squad or parquet".into()),
         }
     }
 }

@@ -32,12 +32,12 @@ pub struct Tokenizer {
     pair: Frame,
 }
 
-/// A row of one text.
+/// A row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Framed {
     pub ids: Vec<u32>,
     pub type_ids: Vec<u8>,
-    /// Special tokens before the text's.
+    /// Tokens before the text's, or the second text's.
     pub before: usize,
 }
 
@@ -197,6 +197,26 @@ impl Tokenizer {
             at = range.end;
         }
         Ok((encoding.get_ids().to_vec(), ranges))
+    }
+
+    /// The tokens of a text, without special ones, and where each stands in it: its first character and past its last.
+    ///
+    /// # Errors
+    /// Why the tokenizer fails.
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(u32, u32)>), String> {
+        let encoded = guarded(|| self.inner.encode_char_offsets(text, false));
+        let encoding = encoded.map_err(|e| format!("the tokenizer failed: {e}"))?;
+        let offsets = encoding.get_offsets().iter().map(|&(from, to)| (from as u32, to as u32)).collect();
+        Ok((encoding.get_ids().to_vec(), offsets))
+    }
+
+    /// The tokens of a pair with the special tokens of a row around them; `before` are those in front of the second's.
+    pub fn framed_pair(&self, first: &[u32], second: &[u32]) -> Framed {
+        let mut piece = Piece::default();
+        self.pair.fill([first, second], &mut piece);
+        let ahead = self.pair.0.iter().take_while(|part| !matches!(part, Part::Text(1, _)));
+        let before = ahead.map(|part| if matches!(part, Part::Text(..)) { first.len() } else { 1 }).sum();
+        Framed { ids: piece.ids, type_ids: piece.type_ids, before }
     }
 
     /// A text's tokens with the special tokens of a row around them.

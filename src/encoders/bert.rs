@@ -34,6 +34,7 @@ pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) 
         read: Read::First,
         pooling: Pooling::of_pooler(format!("{prefix}pooler.dense"), head_dropout),
         token_head: Pooling::of_tokens(head_dropout),
+        span_head: Pooling::of_spans(0.0),
         initializer: Initializer::normal(keys.initializer_range()?),
         names: ModuleNames {
             prefix,

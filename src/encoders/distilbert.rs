@@ -48,6 +48,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
             ..Pooling::of_classifier(PoolingActivation::Relu, 0.0)
         },
         token_head: Pooling::of_tokens(dropout),
+        span_head: Pooling::of_spans(keys.rate("qa_dropout", 0.1)?),
         initializer: Initializer::normal(keys.initializer_range()?),
         names: ModuleNames {
             prefix,

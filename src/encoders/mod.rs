@@ -76,6 +76,8 @@ pub struct EncoderConfig {
     pub pooling: Pooling,
     /// A head for tokens.
     pub token_head: Pooling,
+    /// That for the ends of answers.
+    pub span_head: Pooling,
     pub initializer: Initializer,
     pub names: ModuleNames,
 }
@@ -203,6 +205,7 @@ impl EncoderConfig {
     pub fn head(&self, task: TaskKind) -> (&Pooling, Read) {
         match task {
             TaskKind::Tokens => (&self.token_head, Read::All),
+            TaskKind::Span => (&self.span_head, Read::All),
             TaskKind::Classification | TaskKind::Multilabel | TaskKind::Regression => (&self.pooling, self.read),
         }
     }

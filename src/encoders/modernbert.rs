@@ -64,6 +64,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         rotary: rotary(keys, layers)?,
         read,
         token_head: pooling.clone(),
+        span_head: pooling.clone(),
         pooling,
         initializer: initializer(keys, layer.hidden, layers)?,
         names: ModuleNames {

@@ -2,6 +2,7 @@
 
 pub mod objective;
 pub mod sequence;
+pub mod span;
 
 pub use objective::Objective;
 

@@ -2,7 +2,7 @@
 //! ([`Pooling`]): dropout, a dense layer, its activation and in some a norm, dropout, the last layer; cross-entropy, binary
 //! cross-entropy or mean squared error.
 
-use super::Objective;
+use super::{Objective, span};
 use crate::data::Targets;
 use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
@@ -115,6 +115,13 @@ impl SequenceHead {
         match (self.task, targets) {
             (TaskKind::Classification | TaskKind::Tokens, Targets::Class(classes)) => objective.sum(logits, classes),
             (TaskKind::Multilabel, Targets::Sets(sets)) => objective.binary_sum(logits, sets),
+            (TaskKind::Span, Targets::Spans(spans)) => {
+                let (mut lengths, places) = span::targets(spans);
+                if objective.r_drop > 0.0 {
+                    lengths = lengths.repeat(2);
+                }
+                Ok((objective.sum(&span::by_row(logits, &lengths)?, &places)? * 0.5)?)
+            }
             (TaskKind::Regression, Targets::Value(values)) => {
                 let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;
                 Ok((logits - wanted)?.sqr()?.sum_all()?)
@@ -150,7 +157,7 @@ fn dropped(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     Ok((x * Tensor::from_vec(factors, x.shape(), x.device())?)?)
 }
 
-/// The loss of each row of `logits: [rows, labels]`, on the host in f64: cross-entropy, the mean of the labels' binary
+/// The loss of each row of `logits: [rows, labels]` (of answers `[tokens, 2]`), on the host in f64: cross-entropy, the mean of the labels' binary
 /// cross-entropies, or squared error.
 pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Vec<f64>> {
     let cross_entropy = |(row, &class): (&[f32], &u32)| {
@@ -171,6 +178,7 @@ pub fn row_losses(logits: &[f32], labels: usize, targets: &Targets) -> Result<Ve
             };
             Ok(logits.chunks_exact(labels).zip(sets.iter()).map(of_row).collect())
         }
+        Targets::Spans(spans) => Ok(span::row_losses(logits, spans)),
         Targets::Tags(_) | Targets::None => Err(Error::Failed("rows without labels have no loss".into())),
     }
 }

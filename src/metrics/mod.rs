@@ -5,6 +5,7 @@ pub mod gate;
 pub mod multilabel;
 pub mod ranking;
 pub mod regression;
+pub mod span;
 pub mod tags;
 pub mod threshold;
 
@@ -70,6 +71,11 @@ pub enum Family {
     /// Tags of words.
     Tags,
     Regression,
+    /// Answers that are pieces of a text.
+    Span {
+        /// Whether a question may have none.
+        with_none: bool,
+    },
 }
 
 /// Names of all scores of an evaluation, `loss` first, in the order in which they are shown.
@@ -79,6 +85,8 @@ pub fn names(family: Family) -> Vec<&'static str> {
         Family::Multilabel => (&multilabel::NAMES[..], &[][..]),
         Family::Tags => (&tags::NAMES[..], &[][..]),
         Family::Regression => (&regression::NAMES[..], &[][..]),
+        Family::Span { with_none: false } => (&span::NAMES[..], &[][..]),
+        Family::Span { with_none: true } => (&span::NAMES_WITH_NONE[..], &[][..]),
     };
     ["loss"].iter().chain(scores).chain(ranking).copied().collect()
 }

@@ -13,6 +13,8 @@ pub enum Criterion {
     Accuracy,
     BalancedAccuracy,
     Mcc,
+    /// Of answers that are pieces of a text; of classes it is the accuracy.
+    ExactMatch,
 }
 
 impl Criterion {
@@ -23,6 +25,7 @@ impl Criterion {
             Self::Accuracy => "accuracy",
             Self::BalancedAccuracy => "balanced_accuracy",
             Self::Mcc => "mcc",
+            Self::ExactMatch => "exact_match",
         }
     }
 
@@ -31,7 +34,7 @@ impl Criterion {
         let (misses, rejected) = (positives - hits, negatives - alarms);
         match self {
             Self::F1 => 2.0 * hits / (positives + hits + alarms),
-            Self::Accuracy => (hits + rejected) / (positives + negatives),
+            Self::Accuracy | Self::ExactMatch => (hits + rejected) / (positives + negatives),
             // (hits/positives + rejected/negatives) / 2 over one denominator, so that equal scores are equal numbers.
             Self::BalancedAccuracy => (hits * negatives + rejected * positives) / (2.0 * positives * negatives),
             Self::Mcc => {

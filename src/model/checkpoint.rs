@@ -116,10 +116,11 @@ impl Pretrained {
     /// [`Error::Input`] for tasks that are not in this version, and where there is no classifier.
     pub fn task(&self) -> Result<Task> {
         let class = self.json["architectures"][0].as_str().unwrap_or_default();
-        if ["ForMultipleChoice", "ForQuestionAnswering"].iter().any(|of| class.ends_with(of)) {
-            return Err(self.wrong(format!(
-                "a {class} is no classifier of rows or tokens, and other tasks are not in this version"
-            )));
+        if class.ends_with("ForMultipleChoice") {
+            return Err(self.wrong(format!("a {class} chooses, and that task is not in this version")));
+        }
+        if class.ends_with("ForQuestionAnswering") {
+            return self.span_task(class);
         }
         let tokens = class.ends_with("ForTokenClassification");
         let labels = self.labels()?;
@@ -152,6 +153,19 @@ impl Pretrained {
             }
             None if outputs == 1 => Ok(Task { kind: TaskKind::Regression, labels: vec![] }),
             None => Ok(Task { kind: TaskKind::Classification, labels }),
+        }
+    }
+
+    fn span_task(&self, class: &str) -> Result<Task> {
+        let out = &self.config.span_head.out;
+        match self.weights.get(&format!("{out}.weight")).map(|w| w.shape) {
+            Some(&[2, _]) => Ok(Task { kind: TaskKind::Span, labels: vec![] }),
+            found => {
+                let found = found.map_or_else(|| "missing".into(), |shape| format!("{shape:?}"));
+                let message =
+                    format!("{out}.weight of the {class} is {found}, expected two rows: to begin and to end answers");
+                Err(Error::in_file(self.weights.path(), message))
+            }
         }
     }
 
@@ -215,7 +229,8 @@ impl Pretrained {
         let Some(labels) = self.labels()? else { return Ok(true) };
         let generic = |l: &[String]| l.iter().enumerate().all(|(i, l)| *l == format!("LABEL_{i}"));
         let numbers = |l: &[String]| l.iter().enumerate().all(|(i, l)| *l == i.to_string());
-        Ok(task.kind == TaskKind::Regression || labels == task.labels || (generic(&labels) && numbers(&task.labels)))
+        let without = matches!(task.kind, TaskKind::Regression | TaskKind::Span);
+        Ok(without || labels == task.labels || (generic(&labels) && numbers(&task.labels)))
     }
 
     fn missing(&self, missing: &[&str], names: &HashSet<&str>) -> Error {

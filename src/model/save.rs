@@ -8,6 +8,7 @@ use crate::data::config::{Column, DataConfig, Format, TaskKind};
 use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::data::tagging::scheme::Scheme;
 use crate::error::{Error, Result};
+use crate::heads::span::SpanDecoding;
 use crate::hub::files::{BERTFT_JSON, TOKENIZER_FILES};
 use crate::metrics::threshold::Threshold;
 use crate::ops::with_values;
@@ -27,7 +28,7 @@ pub fn model_dir(dir: &Path) -> PathBuf {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BertftJson {
     pub version: String,
-    /// `classification`, `multilabel`, `regression` or `tokens`.
+    /// `classification`, `multilabel`, `regression`, `tokens` or `span`.
     pub task: String,
     pub text: Columns,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -62,6 +63,16 @@ pub struct BertftJson {
     /// row may have several labels, each is predicted from this probability on, or from one of its own; without it, from 0.5 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<Threshold>,
+    /// Of answers: tokens that windows of a long context share, and how answers are read from scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doc_stride: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_best_size: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_answer_length: Option<usize>,
+    /// A question has no answer where that scores by more than this above the best piece; without it, every one has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null_score_diff_threshold: Option<f64>,
 }
 
 impl BertftJson {
@@ -79,6 +90,10 @@ impl BertftJson {
             header: data.header,
             max_length: data.max_length,
             threshold: None,
+            doc_stride: data.doc_stride,
+            n_best_size: None,
+            max_answer_length: None,
+            null_score_diff_threshold: None,
             format: data.format_of(data.train.first()),
             join: (data.text.as_slice().len() > 1).then(|| data.join.clone()),
             encoding: data.encoding,
@@ -87,6 +102,14 @@ impl BertftJson {
             pattern: data.pattern.clone(),
             rename_labels: data.rename_labels.clone(),
         }
+    }
+
+    /// With how answers are read.
+    pub fn with_spans(mut self, decoding: Option<SpanDecoding>) -> Self {
+        self.n_best_size = decoding.map(|d| d.n_best_size);
+        self.max_answer_length = decoding.map(|d| d.max_answer_length);
+        self.null_score_diff_threshold = decoding.and_then(|d| d.null_threshold);
+        self
     }
 
     /// That of a model directory, if it has one.
@@ -162,7 +185,7 @@ impl Model {
             TaskKind::Classification => Some("single_label_classification"),
             TaskKind::Multilabel => Some("multi_label_classification"),
             TaskKind::Regression => Some("regression"),
-            TaskKind::Tokens => None,
+            TaskKind::Tokens | TaskKind::Span => None,
         };
         let id2label: serde_json::Map<_, _> =
             names.iter().enumerate().map(|(i, n)| (i.to_string(), json!(n))).collect();
@@ -173,6 +196,12 @@ impl Model {
         config["torch_dtype"] = json!("float32");
         if let Some(map) = config.as_object_mut() {
             map.shift_remove("problem_type");
+            if task.kind == TaskKind::Span {
+                // Without names there are two, which is right.
+                for key in ["id2label", "label2id", "num_labels"] {
+                    map.shift_remove(key);
+                }
+            }
             map.extend(problem.map(|problem| ("problem_type".to_owned(), json!(problem))));
             map.shift_remove("dtype"); // the newer name of torch_dtype
             map.shift_remove("_name_or_path");
@@ -189,10 +218,12 @@ impl Model {
             TaskKind::Multilabel => format!("which of {} labels apply", self.task().labels.len()),
             TaskKind::Tokens => format!("one of {} tags for each word", self.task().labels.len()),
             TaskKind::Regression => "a number".into(),
+            TaskKind::Span => "the piece that answers a question".into(),
         };
         let kind = if extra.text_pair.is_some() { "a pair of texts" } else { "a text" };
         let (name, pipeline) = match self.task().kind {
             TaskKind::Tokens => ("Tagger", "token-classification"),
+            TaskKind::Span => ("Reader", "question-answering"),
             TaskKind::Regression => ("Regressor", "text-classification"),
             _ => ("Classifier", "text-classification"),
         };

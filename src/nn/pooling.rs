@@ -69,6 +69,11 @@ impl Pooling {
         Self { dense: None, dense_bias: false, norm: None, act, dropout: [0.0, dropout], out }
     }
 
+    /// `qa_outputs` behind a dropout, which most families do not have, for the ends of answers.
+    pub fn of_spans(dropout: f32) -> Self {
+        Self { out: "qa_outputs".into(), ..Self::of_tokens(dropout) }
+    }
+
     /// Whether a parameter is this head's.
     pub fn holds(&self, name: &str) -> bool {
         let norm = self.norm.as_ref().is_some_and(|norm| name.starts_with(&norm.name));

@@ -357,6 +357,8 @@ impl TrainConfig {
             TaskKind::Classification => false,
             // A tag is a class; R-Drop compares whole rows.
             TaskKind::Tokens => key == "train.r_drop",
+            // Places are no labels; as in `transformers`, nothing is smoothed.
+            TaskKind::Span => ["train.label_smoothing_factor", "train.class_weights"].contains(&key),
             TaskKind::Multilabel | TaskKind::Regression => true,
         };
         if let Some((key, _, what)) = set.iter().find(|(key, set, _)| *set && lacks(key)) {
@@ -491,6 +493,7 @@ pub fn metric_family(task: TaskKind, classes: usize) -> Family {
         TaskKind::Classification => Family::Classification { classes },
         TaskKind::Multilabel => Family::Multilabel,
         TaskKind::Tokens => Family::Tags,
+        TaskKind::Span => Family::Span { with_none: true },
         TaskKind::Regression => Family::Regression,
     }
 }

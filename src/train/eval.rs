@@ -2,6 +2,7 @@
 //! length. The loss is the plain mean over rows, without label smoothing, class weights or focal loss, so that runs with
 //! and without them can be compared.
 
+use super::eval_span::SpanScores;
 use super::eval_tags;
 use super::log::{Phase, Progress, Reporter};
 use crate::data::config::TaskKind;
@@ -11,6 +12,7 @@ use crate::data::tagging::scheme::Scheme;
 use crate::data::{Dataset, LabelSets, Targets};
 use crate::error::{Error, Result};
 use crate::heads::sequence::{probabilities, row_losses, sigmoids};
+use crate::heads::span::SpanDecoding;
 use crate::metrics::classification::{ClassificationReport, Confusion, argmax};
 use crate::metrics::multilabel::Counts;
 use crate::metrics::threshold::{Criterion, Threshold, best, decide, decide_each};
@@ -32,6 +34,8 @@ pub struct EvalSet {
     pub slices: Option<Slices>,
     /// The scheme that tags are read by strictly; `None`: leniently.
     pub strict_tags: Option<Scheme>,
+    /// How answers are read from scores; the default where it is `None`.
+    pub spans: Option<SpanDecoding>,
 }
 
 /// The scores of a model on a set.
@@ -58,6 +62,10 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     if let Targets::Tags(_) = set.data.targets {
         return eval_tags::evaluate(model, &set.data, batch_size, set.strict_tags, reporter);
+    }
+    if let Targets::Spans(_) = set.data.targets {
+        let scored = SpanScores::new(model, &set.data, batch_size, set.spans.unwrap_or_default(), reporter)?;
+        return Ok(scored.evaluation(threshold.and_then(Threshold::one)));
     }
     Scored::new(model, &set.data, batch_size, threshold, reporter)?.evaluation(set.slices.as_ref(), threshold)
 }
@@ -128,7 +136,9 @@ impl<'a> Scored<'a> {
                         probabilities(logits, outputs)
                     }
                     TaskKind::Multilabel => sigmoids(logits),
-                    TaskKind::Tokens => return Err(Error::Failed("tags are scored by words".into())),
+                    TaskKind::Tokens | TaskKind::Span => {
+                        return Err(Error::Failed("words and answers are not scored by rows".into()));
+                    }
                 };
                 match &mut scored.probabilities {
                     Some(all) => all[row * width..(row + 1) * width].copy_from_slice(&of_row[outputs - width..]),
@@ -241,7 +251,7 @@ impl<'a> Scored<'a> {
                 let report = self.sets_report(sets, rows, threshold);
                 return Ok((report.metrics.clone().with_loss(loss), Some(report)));
             }
-            Targets::Tags(_) | Targets::None => {
+            Targets::Tags(_) | Targets::Spans(_) | Targets::None => {
                 return Err(Error::Failed("rows without labels cannot be scored".into()));
             }
         };

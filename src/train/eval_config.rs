@@ -1,6 +1,7 @@
 //! The `[eval]` table: what evaluations say beyond the metrics of the whole set.
 
 use crate::data::config::{Column, Invalid, TaskKind};
+use crate::heads::span::SpanDecoding;
 use crate::metrics::threshold::Criterion;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// For two labels, or any number a row: after training, the decision threshold that is best on the eval data by this score is
-    /// saved with the model; for multilabel by the score of all decisions together, so that f1 is micro-averaged. Default: none,
+    /// saved with the model; for multilabel by the score of all decisions together, so that f1 is micro-averaged. For span, where
+    /// questions may have no answer: the threshold of null_score_diff_threshold that is best by f1 or exact_match. Default: none,
     /// the more probable label is predicted, or each from a probability of 0.5 on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tune_threshold: Option<Criterion>,
@@ -21,6 +23,18 @@ pub struct EvalConfig {
     /// E or S, else IOB2. Default false: as conlleval reads them.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub strict_tags: bool,
+    /// For span: so many of the highest scores to begin and to end an answer are tried with each other. Default 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub n_best_size: Option<usize>,
+    /// For span: the longest answer in tokens. Default 30.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_answer_length: Option<usize>,
+    /// For span, where questions may have no answer: one has none where that scores by more than this above the best piece.
+    /// Default 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub null_score_diff_threshold: Option<f64>,
     /// A column of the eval and test data for each of whose values there are metrics. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slice_by: Option<Column>,
@@ -33,12 +47,11 @@ impl EvalConfig {
             let message = format!("is set, but {task} has no threshold; remove the key");
             return Err(Invalid::new("eval.tune_threshold", message));
         }
-        if self.slice_by.is_some() && task == TaskKind::Tokens {
-            return Err(Invalid::new(
-                "eval.slice_by",
-                "is set, but words with tags have no such column; remove the key",
-            ));
+        if self.slice_by.is_some() && matches!(task, TaskKind::Tokens | TaskKind::Span) {
+            let message = format!("is set, but {task} reads no such column; remove the key");
+            return Err(Invalid::new("eval.slice_by", message));
         }
+        self.check_answers(task)?;
         if self.strict_tags && task != TaskKind::Tokens {
             return Err(Invalid::new("eval.strict_tags", format!("is true, but {task} has no tags; remove the key")));
         }
@@ -62,6 +75,48 @@ impl EvalConfig {
             return Err(Invalid::new("eval.slice_by", needs_eval));
         }
         Ok(())
+    }
+
+    /// Keys that only answers have, and the scores that thresholds are tuned by.
+    fn check_answers(&self, task: TaskKind) -> Result<(), Invalid> {
+        let keys = [
+            ("eval.n_best_size", self.n_best_size.is_some()),
+            ("eval.max_answer_length", self.max_answer_length.is_some()),
+            ("eval.null_score_diff_threshold", self.null_score_diff_threshold.is_some()),
+        ];
+        if let Some((key, _)) = keys.iter().find(|(_, set)| *set && task != TaskKind::Span) {
+            return Err(Invalid::new(key, format!("is set, but {task} has no answers to read; remove the key")));
+        }
+        for (key, n, most) in [
+            ("eval.n_best_size", self.n_best_size, 1000),
+            ("eval.max_answer_length", self.max_answer_length, 1_000_000),
+        ] {
+            if let Some(n) = n.filter(|n| !(1..=most).contains(n)) {
+                return Err(Invalid::new(key, format!("is {n}, expected 1 to {most}")));
+            }
+        }
+        if let Some(threshold) = self.null_score_diff_threshold.filter(|t| !t.is_finite()) {
+            let message = format!("is {threshold}, expected a finite number");
+            return Err(Invalid::new("eval.null_score_diff_threshold", message));
+        }
+        let of_answers = [Criterion::F1, Criterion::ExactMatch];
+        let expected = match self.tune_threshold {
+            Some(c) if task == TaskKind::Span && !of_answers.contains(&c) => "f1 or exact_match",
+            Some(Criterion::ExactMatch) if task != TaskKind::Span => "f1, accuracy, balanced_accuracy or mcc",
+            _ => return Ok(()),
+        };
+        let found = self.tune_threshold.map_or("", Criterion::name);
+        Err(Invalid::new("eval.tune_threshold", format!("is \"{found}\", expected {expected} for {task}")))
+    }
+
+    /// How answers are read from scores; `with_none`: whether a question of the data has none.
+    pub fn span_decoding(&self, with_none: bool) -> SpanDecoding {
+        let none = self.null_score_diff_threshold.or(with_none.then_some(0.0));
+        SpanDecoding {
+            n_best_size: self.n_best_size.unwrap_or(SpanDecoding::N_BEST_SIZE),
+            max_answer_length: self.max_answer_length.unwrap_or(SpanDecoding::MAX_ANSWER_LENGTH),
+            null_threshold: none,
+        }
     }
 
     /// Whether there is nothing to write.

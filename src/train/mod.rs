@@ -4,6 +4,7 @@ pub mod class_weights;
 pub mod config;
 pub mod eval;
 pub mod eval_config;
+pub mod eval_span;
 pub mod eval_tags;
 pub mod log;
 pub mod memory;

@@ -1,5 +1,6 @@
 //! The golden fixtures (`golden/README.md`) as models and data sets.
 
+use bertft::data::span::{Asked, Context, Questions, SpanRow, SpanRows};
 use bertft::data::tagging::TagRow;
 use bertft::data::{Dataset, LabelSets, TagRows, Targets, Tokens};
 use bertft::model::{Model, Pretrained};
@@ -15,6 +16,9 @@ struct Row {
     /// Of tokens, -100 where there is none.
     #[serde(default)]
     labels: Vec<i64>,
+    /// Places of the first and last token.
+    #[serde(default)]
+    answer: [u32; 2],
     input_ids: Vec<u32>,
     token_type_ids: Vec<u8>,
 }
@@ -59,6 +63,8 @@ pub fn dataset(case: &str) -> Dataset {
         Targets::Value(rows.iter().map(|r| r.label.number() as f32).collect())
     } else if case.starts_with("tokens") {
         Targets::Tags(tags(&rows))
+    } else if case.starts_with("span") {
+        Targets::Spans(spans(&rows))
     } else if case == "multilabel" {
         Targets::Sets(LabelSets::new(rows.iter().map(|r| r.label.set()).collect()))
     } else {
@@ -81,6 +87,19 @@ fn tags(rows: &[Row]) -> TagRows {
     };
     let truth = rows.iter().map(|row| labelled(row).iter().map(|l| l.1).collect()).collect();
     TagRows::new(rows.iter().enumerate().map(of_row).collect(), truth)
+}
+
+/// Each row as a question by itself; all its tokens may answer it.
+fn spans(rows: &[Row]) -> SpanRows {
+    let of_row = |(i, row): (usize, &Row)| {
+        let len = row.input_ids.len() as u32;
+        SpanRow { question: i as u32, len, context: 0..len, from: 0, answer: row.answer }
+    };
+    let context = |row: &Row| Context { text: "".into(), offsets: vec![(0, 0); row.input_ids.len()] };
+    let asked = |i: usize| Asked { id: i.to_string(), context: i as u32, answers: vec![] };
+    let questions =
+        Questions { asked: (0..rows.len()).map(asked).collect(), contexts: rows.iter().map(context).collect() };
+    SpanRows::new(rows.iter().enumerate().map(of_row).collect(), questions)
 }
 
 /// The model of a directory as it was saved, ready to train.

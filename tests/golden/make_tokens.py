@@ -48,17 +48,22 @@ def loss_sum(model, rows):
     return read, loss
 
 
-def gradients(model, rows):
+def labelled(rows):
+    """The labelled tokens of some rows."""
+    return sum(label != -100 for row in rows for label in row["labels"])
+
+
+def gradients(model, rows, loss_sum, count):
     model.zero_grad()
     logits, loss = loss_sum(model, rows)
-    (loss / len(logits)).backward()
+    (loss / count(rows)).backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     norm = torch.sqrt(sum((g.double() ** 2).sum() for g in grads.values()))
-    return logits.detach(), loss.item() / len(logits), grads, norm.item()
+    return logits.detach(), loss.item() / count(rows), grads, norm.item()
 
 
-def train(model, rows, clip):
-    """As make_fixtures.train, divided by the labelled tokens of the whole window."""
+def train(model, rows, clip, loss_sum, count):
+    """As make_fixtures.train, divided by the `count` of the whole window."""
     plain = lambda n: "bias" in n or "norm" in n.lower()
     named = list(model.named_parameters())
     optimizer = torch.optim.AdamW(
@@ -69,15 +74,15 @@ def train(model, rows, clip):
     history = []
     for step in range(base.STEPS):
         micro_batches = window(step, len(rows))
-        count = sum(label != -100 for indices in micro_batches for i in indices for label in rows[i]["labels"])
+        divisor = count([rows[i] for indices in micro_batches for i in indices])
         total = 0.0
         optimizer.zero_grad()
         for indices in micro_batches:
             _, loss = loss_sum(model, [rows[i] for i in indices])
-            (loss / count).backward()
+            (loss / divisor).backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-        history.append(dict(rows=micro_batches, loss=total / count, learning_rate=schedule.get_last_lr()[0],
+        history.append(dict(rows=micro_batches, loss=total / divisor, learning_rate=schedule.get_last_lr()[0],
                             grad_norm=norm, clipped=norm > clip))
         optimizer.step()
         schedule.step()
@@ -102,9 +107,15 @@ def make(name, case):
         first = lambda i: ids[i] is not None and ids[i] != ids[i - 1]
         rows.append(dict(words=words, tags=tags, input_ids=e["input_ids"], token_type_ids=e["token_type_ids"],
                          labels=[TAGS.index(tags[ids[i]]) if first(i) else -100 for i in range(len(ids))]))
+    write(folder, case, model, rows, loss_sum, labelled)
+
+
+def write(folder, case, model, rows, loss_sum, count):
+    """Everything but the model: `loss_sum` gives a model's logits of some rows and the sum of their losses, whose mean is over
+    their `count`."""
     write_json(folder / "batch.json", rows)
-    logits, loss, grads, norm = gradients(model, rows)
-    logits64, loss64, grads64, norm64 = gradients(copy.deepcopy(model).double(), rows)
+    logits, loss, grads, norm = gradients(model, rows, loss_sum, count)
+    logits64, loss64, grads64, norm64 = gradients(copy.deepcopy(model).double(), rows, loss_sum, count)
     model.zero_grad()
     save_tensors(folder / "expected.safetensors",
                  {"logits": logits, "logits64": logits64.float()} | {f"grad.{n}": g for n, g in grads.items()})
@@ -113,9 +124,9 @@ def make(name, case):
         versions=VERSIONS, seed=case["seed"], loss=loss, loss64=loss64, grad_norm=norm, grad_norm64=norm64,
         logits_f32_error=(logits.double() - logits64).abs().max().item(), gradients=errors))
     trained = copy.deepcopy(model)
-    history = train(trained, rows, case["clip"])
+    history = train(trained, rows, case["clip"], loss_sum, count)
     clipped = sum(h["clipped"] for h in history)
-    assert 3 <= clipped <= base.STEPS - 3, f"{name}: clips at {clipped}: {[h['grad_norm'] for h in history]}"
+    assert 3 <= clipped <= base.STEPS - 3, f"{folder.name}: clips at {clipped}: {[h['grad_norm'] for h in history]}"
     start, end = (dict(m.named_parameters()) for m in (model, trained))
     write_json(folder / "curve_linear.json", dict(
         optimizer=dict(name="adamw", betas=[0.9, 0.999], eps=1e-8, weight_decay=base.WEIGHT_DECAY,
@@ -125,7 +136,7 @@ def make(name, case):
         updates={n: dict(update_norm=(end[n] - start[n]).norm().item(),
                          update_sum=(end[n] - start[n]).double().sum().item()) for n in sorted(end)}))
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    print(f"{name}: loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}, clipped {clipped}, {size / 1000:.0f} kB")
+    print(f"{folder.name}: loss {history[0]['loss']:.3f} -> {history[-1]['loss']:.3f}, clipped {clipped}, {size / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ mod options;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod pattern;
+pub mod questions;
 pub mod sentences;
 mod source;
 #[cfg(test)]
@@ -417,6 +418,10 @@ impl Rows {
             },
             Some(Format::Conll) => {
                 let message = "conll holds words with tags, which task.kind = \"tokens\" reads; give csv, tsv or jsonl";
+                return Err(Error::in_file(lines.file(), message));
+            }
+            Some(Format::Squad) => {
+                let message = "squad holds questions, which task.kind = \"span\" reads; give csv, tsv or jsonl";
                 return Err(Error::in_file(lines.file(), message));
             }
             Some(Format::Parquet) => {

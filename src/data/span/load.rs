@@ -1,0 +1,187 @@
+//! Files of questions to tokens and places of answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::rows::{Asked, Context, Questions, SpanRow, SpanRows, answer_in, windows};
+use super::{Answer, Question};
+use crate::data::reader::Skipped;
+use crate::data::reader::questions::{QuestionOptions, QuestionReader, Repaired};
+use crate::data::settings::Files;
+use crate::data::{Dataset, Targets, Tokenizer, Tokens};
+use crate::error::{Error, Result};
+
+/// Questions that are held as text at a time.
+const CHUNK: usize = 1024;
+
+/// The questions of some files, tokenised.
+pub struct Loaded {
+    asked: Vec<Encoded>,
+    questions: Questions,
+    /// Token ids of each context.
+    contexts: Vec<Vec<u32>>,
+    index: HashMap<Arc<str>, u32>,
+    pub skipped: Skipped,
+    pub repaired: Repaired,
+}
+
+/// A question's tokens.
+struct Encoded {
+    ids: Vec<u32>,
+    /// First character and past the last of the answer to learn.
+    answer: Option<(usize, usize)>,
+    line: u64,
+}
+
+/// Reads and tokenises questions with their answers; `progress` is told how many there are so far, and an error from it ends
+/// the work.
+///
+/// # Errors
+/// Of the first bad question, unless such are skipped; files without any; a tokenizer that fails.
+pub fn load(
+    files: &Files,
+    options: &QuestionOptions,
+    tokenizer: &Tokenizer,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Loaded> {
+    let mut reader = QuestionReader::open(files.as_slice(), options)?;
+    let mut loaded = Loaded::default();
+    loop {
+        let chunk = reader.by_ref().take(CHUNK).collect::<Result<Vec<Question>>>()?;
+        if chunk.is_empty() {
+            break;
+        }
+        loaded.add(chunk, tokenizer)?;
+        progress(loaded.asked.len() as u64)?;
+    }
+    loaded.skipped = reader.skipped().clone();
+    loaded.repaired = reader.repaired().clone();
+    if loaded.asked.is_empty() {
+        let skipped = loaded.skipped.describe().map_or_else(String::new, |s| format!("; {s}"));
+        return Err(Error::in_file(files.name(), format!("the file has no questions{skipped}")));
+    }
+    Ok(loaded)
+}
+
+/// Questions whose answers are to be found, as rows.
+///
+/// # Errors
+/// When the tokenizer fails or a question leaves no room for its context.
+pub fn unanswered(
+    questions: Vec<Question>,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    stride: usize,
+) -> Result<Dataset> {
+    let mut loaded = Loaded::default();
+    let file = questions.first().map(|q| q.file.to_path_buf()).unwrap_or_default();
+    loaded.add(questions, tokenizer)?;
+    loaded.rows(tokenizer, max_length, stride, &Files::from(file))
+}
+
+impl Default for Loaded {
+    fn default() -> Self {
+        Self {
+            asked: vec![],
+            questions: Questions::default(),
+            contexts: vec![],
+            index: HashMap::new(),
+            skipped: Skipped::default(),
+            repaired: Repaired::default(),
+        }
+    }
+}
+
+impl Loaded {
+    fn add(&mut self, chunk: Vec<Question>, tokenizer: &Tokenizer) -> Result<()> {
+        let mut new: Vec<&Question> = vec![];
+        let mut numbers = Vec::with_capacity(chunk.len());
+        for question in &chunk {
+            let next = (self.contexts.len() + new.len()) as u32;
+            let number = *self.index.entry(Arc::clone(&question.context)).or_insert_with(|| {
+                new.push(question);
+                next
+            });
+            numbers.push(number);
+        }
+        let failed = |question: &Question, message| Error::at_line(&question.file, question.line, message);
+        let context = |question: &&Question| {
+            let (ids, offsets) =
+                tokenizer.encode_with_offsets(&question.context).map_err(|message| failed(question, message))?;
+            Ok::<_, Error>((ids, Context { text: Arc::clone(&question.context), offsets }))
+        };
+        for encoded in new.par_iter().map(context).collect::<Vec<_>>() {
+            let (ids, context) = encoded?;
+            self.contexts.push(ids);
+            self.questions.contexts.push(context);
+        }
+        // White space before a question is no part of it; some sets have it.
+        let encode = |question: &Question| {
+            let encoded = tokenizer.encode_with_offsets(question.question.trim_start());
+            encoded.map(|(ids, _)| ids).map_err(|message| failed(question, message))
+        };
+        let encoded: Vec<_> = chunk.par_iter().map(encode).collect();
+        for ((question, ids), context) in chunk.into_iter().zip(encoded).zip(numbers) {
+            let answer = question.answers.first().map(|answer: &Answer| (answer.start, answer.end()));
+            self.asked.push(Encoded { ids: ids?, answer, line: question.line });
+            let answers = question.answers.into_iter().map(|answer| answer.text).collect();
+            self.questions.asked.push(Asked { id: question.id, context, answers });
+        }
+        Ok(())
+    }
+
+    /// Questions.
+    pub fn len(&self) -> usize {
+        self.asked.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.asked.is_empty()
+    }
+
+    /// Rows of at most `max_length` tokens; windows of one context share `stride` tokens, or, where a long question leaves no room
+    /// for that, half of theirs.
+    ///
+    /// # Errors
+    /// When a question leaves less than [`LEAST_ROOM`] tokens for the context.
+    pub fn rows(self, tokenizer: &Tokenizer, max_length: usize, stride: usize, files: &Files) -> Result<Dataset> {
+        let (mut tokens, mut rows, mut lines) = (vec![], vec![], vec![]);
+        let most = max_length.saturating_sub(tokenizer.special_tokens_count(true));
+        for (number, (question, asked)) in self.asked.iter().zip(&self.questions.asked).enumerate() {
+            let room = most.saturating_sub(question.ids.len());
+            let context = &self.contexts[asked.context as usize];
+            if room < LEAST_ROOM.min(context.len()) {
+                let message = format!(
+                    "question \"{}\" has {} tokens, which leaves {room} of max_length {max_length} for its context; shorten it, \
+                     or raise data.max_length (--max-length)",
+                    asked.id,
+                    question.ids.len()
+                );
+                return Err(Error::at_line(files.name(), question.line, message));
+            }
+            let stride = if stride < room { stride } else { room / 2 };
+            let offsets = &self.questions.contexts[asked.context as usize].offsets;
+            for window in windows(context.len(), room.max(1), stride) {
+                let framed = tokenizer.framed_pair(&question.ids, &context[window.clone()]);
+                let at = framed.before as u32;
+                let place = question.answer.and_then(|answer| answer_in(&window, offsets, answer));
+                rows.push(SpanRow {
+                    question: number as u32,
+                    len: framed.ids.len() as u32,
+                    context: at..at + window.len() as u32,
+                    from: window.start as u32,
+                    answer: place.map_or([0, 0], |places| places.map(|place| at + place as u32)),
+                });
+                tokens.push((framed.ids, framed.type_ids, false));
+                lines.push(question.line);
+            }
+        }
+        let targets = Targets::Spans(SpanRows::new(rows, self.questions));
+        Ok(Dataset { tokens: Tokens::from_rows(tokens), targets, lines, file: files.name() })
+    }
+}
+
+/// With fewer tokens of context in a row there is nothing to read an answer from.
+const LEAST_ROOM: usize = 8;

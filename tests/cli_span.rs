@@ -1,0 +1,138 @@
+//! Answers to questions, as users see it, on an article of SQuAD 2.0 (`examples/`).
+
+use assert_cmd::Command;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Workplace(TempDir);
+
+impl Workplace {
+    /// `c.toml` learns from `train` and evaluates on `eval`.
+    fn new(train: &str, eval: &str, more: &str) -> Self {
+        let this = Self(tempfile::tempdir().unwrap());
+        let toml = format!(
+            "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"span\"\n[data]\n\
+             train = \"{train}\"\neval = \"{eval}\"\nmax_length = 128\ndoc_stride = 32\n[train]\nepochs = 2\n\
+             batch_size = 8\nlearning_rate = 5e-4\nmetric_for_best_model = \"f1\"\n{more}\n[output]\ndir = \"run\"\n"
+        );
+        fs::write(this.path("c.toml"), toml).unwrap();
+        this
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
+        let mut command = Command::cargo_bin("bertft").unwrap();
+        let output = command.current_dir(self.0.path()).args(args).write_stdin(input).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        (output.status.code().unwrap(), out, err)
+    }
+
+    #[track_caller]
+    fn json(&self, args: &[&str], input: &str) -> Vec<Value> {
+        let (code, out, err) = self.run(args, input);
+        assert_eq!(code, 0, "{out}{err}");
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[track_caller]
+    fn refused(&self, args: &[&str], says: &[&str]) {
+        let (code, out, err) = self.run(args, "");
+        assert!(code == 2 && says.iter().all(|s| err.contains(s)), "{code}, no {says:?} in {out}{err}");
+    }
+
+    fn file(&self, name: &str) -> Value {
+        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn train_evaluate_and_predict() {
+    let data = format!("{ROOT}/examples/data/squad2");
+    let (train, test) = (format!("{data}/train.json"), format!("{data}/test.json"));
+    let place = Workplace::new(&train, &test, "[eval]\ntune_threshold = \"f1\"");
+    let events = place.json(&["train", "--config", "c.toml", "--json"], "");
+    let scores = &events.last().unwrap()["metrics"]["eval"];
+    // With the best threshold the score is the best there is, and at least that of answering nothing: 21 of 41 have no answer.
+    let [f1, best] = ["f1", "best_f1"].map(|name| scores[name].as_f64().unwrap());
+    assert!((f1 - best).abs() < 1e-12 && f1 >= 21.0 / 41.0, "{scores}");
+    let losses: Vec<f64> =
+        events.iter().filter(|e| e["event"] == "eval").filter_map(|e| e["metrics"]["loss"].as_f64()).collect();
+    assert!(losses.iter().all(|loss| *loss < 4.5), "{losses:?}");
+
+    let config = place.file("run/model/config.json");
+    assert_eq!((&config["architectures"][0], config.get("id2label")), (&json!("BertForQuestionAnswering"), None));
+    let bertft = place.file("run/model/bertft.json");
+    assert_eq!((&bertft["doc_stride"], &bertft["n_best_size"]), (&json!(32), &json!(20)));
+
+    // The same scores once more, and the files of the reference script.
+    let args = ["eval", "--model", "run", "--data", &test, "--json", "--save-predictions", "out"];
+    let again = &place.json(&args, "")[0];
+    assert!((again["metrics"]["f1"].as_f64().unwrap() - f1).abs() < 1e-9 && again["samples"] == 41, "{again}");
+    let [predictions, nbest, odds] =
+        ["predictions", "nbest_predictions", "null_odds"].map(|name| place.file(&format!("out/{name}.json")));
+    assert_eq!([&predictions, &nbest, &odds].map(|map| map.as_object().unwrap().len()), [41; 3]);
+    let (code, table, _) = place.run(&["eval", "--model", "run", "--data", &test, "--fail-under", "f1=0.99"], "");
+    assert!(code == 3 && table.contains("has_ans_exact"), "{table}");
+
+    // Predictions are those that were scored; without a question's answers nothing is missed.
+    let rows = place.json(&["predict", "--model", "run", &test], "");
+    for row in &rows {
+        assert_eq!(row["answer"], predictions[row["id"].as_str().unwrap()], "{row}");
+        assert_eq!(row["answer"] == "", row.get("start").is_none(), "{row}");
+    }
+    // Offsets count characters, whatever stands before.
+    let context = "🙂 Ne\u{301}e in 911, the Normans settled in France. ".repeat(12);
+    let asked = json!({"id": 7, "question": "Where did the Normans settle?", "context": context}).to_string();
+    let never = ["predict", "--model", "run", "--null-score-diff-threshold", "1e9"];
+    let row = &place.json(&never, &asked)[0];
+    let at = |key: &str| row[key].as_u64().unwrap() as usize;
+    let text: String = context.chars().skip(at("start")).take(at("end") - at("start")).collect();
+    assert!(row["answer"] == json!(text) && !text.is_empty() && row["id"] == 7, "{row}");
+    let one = ["predict", "--model", "run", "--null-score-diff-threshold", "-1e9"];
+    assert_eq!(place.json(&one, &asked)[0]["answer"], "");
+    place.refused(&["eval", "--model", "run", "--data", &test, "--slice-by", "x"], &["not for answers"]);
+    place.refused(&["predict", "--model", "run", &test, "--doc-stride", "128"], &["--doc-stride is 128"]);
+}
+
+#[test]
+fn bad_questions_are_named_repaired_or_skipped() {
+    let place = Workplace::new("a.jsonl", "a.jsonl", "");
+    let row = |id: &str, answer: &str, start: i64| {
+        let answers = json!([{"text": answer, "answer_start": start}]);
+        json!({"id": id, "question": "who?", "context": "a cat sat, a dog sat", "answers": answers}).to_string()
+    };
+    let write = |rows: &[String]| fs::write(place.path("a.jsonl"), rows.join("\n")).unwrap();
+    write(&[row("x", "cat", 2), row("y", "dog", 3), row("z", "sat", 0)]);
+    let says = ["a.jsonl:3", "question \"z\"", "is not at character 0 and stands at 2 places"];
+    place.refused(&["config", "validate", "--config", "c.toml"], &says);
+    let args = ["train", "--config", "c.toml", "--json", "--dry-run", "--set", "data.on_bad_row=skip"];
+    let events = place.json(&args, "");
+    let data = events.iter().find(|e| e["event"] == "data").unwrap();
+    assert_eq!((&data["rows"], &data["skipped"]), (&json!(2), &json!(1)), "{data}");
+    let warned = |e: &Value| e["event"] == "warning" && e["message"].as_str().unwrap().contains("1 answer was not at");
+    assert!(events.iter().any(warned), "{events:?}");
+    write(&[row("x", "cat", 2), row("x", "cat", 2)]);
+    place.refused(&["config", "validate", "--config", "c.toml"], &["a.jsonl:2", "row 2 has the id of row 1"]);
+    write(&[row("x", "cat", 2)]);
+    for (set, says) in [
+        ("data.labels=[\"a\",\"b\"]", "data.labels is set"),
+        ("data.doc_stride=500", "data.doc_stride is 500"),
+        ("train.label_smoothing_factor=0.1", "span has no labels to smooth"),
+        ("eval.tune_threshold=mcc", "expected f1 or exact_match"),
+        ("eval.max_answer_length=0", "is 0, expected 1 to"),
+        (
+            "train.metric_for_best_model=no_ans_f1",
+            "with questions that all have answers there is loss, exact_match, f1",
+        ),
+    ] {
+        place.refused(&["config", "validate", "--config", "c.toml", "--set", set], &[says]);
+    }
+    place.refused(&["check", "--config", "c.toml"], &["\"span\", which `check` does not look at"]);
+}
