@@ -11,23 +11,12 @@ use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::PassKey;
 use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::DType;
-use common::{dataset, distance, fixture, floats, norm, trainable_in, worst};
+use common::{FAMILIES, dataset, distance, fixture, floats, norm, trainable_in, worst};
 
-const CASES: [&str; 13] = [
-    "classification",
-    "pairs",
-    "regression",
-    "roberta",
-    "distilbert",
-    "electra",
-    "albert",
-    "mpnet",
-    "modernbert",
-    "modernbert_mean",
-    "modernbert_one",
-    "deberta_v3",
-    "deberta_v2",
-];
+/// BERT's cases, then those of the other families.
+fn cases() -> Vec<&'static str> {
+    ["classification", "pairs", "regression"].into_iter().chain(FAMILIES).collect()
+}
 
 fn skip() -> bool {
     let skip = bf16_engine().is_none();
@@ -57,7 +46,7 @@ fn logits_and_gradients_are_near_those_of_f32() {
     if skip() {
         return;
     }
-    for case in CASES {
+    for case in cases() {
         let (data, [mut exact, mut rounded]) = (dataset(case), both(case));
         let batch = data.batch(&all(&data));
         let (a, b) = (floats(&exact.logits(&batch).unwrap()), floats(&rounded.logits(&batch).unwrap()));
@@ -89,7 +78,7 @@ fn the_loss_curve_follows_f32() {
     if skip() {
         return;
     }
-    for case in CASES {
+    for case in cases() {
         let (data, mut models) = (dataset(case), both(case));
         let config = StepConfig {
             schedule: Schedule { peak: 2e-4, decay: Decay::Linear, warmup: 2, total: 20 },
@@ -128,7 +117,7 @@ fn a_packed_batch_is_each_row_alone_and_recomputing_changes_no_bit() {
     if skip() {
         return;
     }
-    for case in CASES {
+    for case in cases() {
         let (data, mut model) = (dataset(case), trainable_in(&fixture(case, "model"), DType::BF16));
         let batch = data.batch(&all(&data));
         let (packed, outputs) = (floats(&model.logits(&batch).unwrap()), model.task().outputs());

@@ -18,7 +18,7 @@ use bertft::train::eval::Scored;
 use bertft::train::log::Silent;
 use bertft::train::step::{StepConfig, gradients, update};
 use candle_core::{Device, Tensor};
-use common::{dataset, distance, fixture, floats, norm, trainable, worst};
+use common::{FAMILIES, dataset, distance, fixture, floats, norm, trainable, worst};
 use std::path::{Path, PathBuf};
 
 /// Softmax does not see a shift, so the key bias has no gradient but rounding noise.
@@ -51,20 +51,6 @@ fn random_rows(model: &mut Model, lengths: &[usize]) -> Dataset {
     let targets = Targets::Class((0..lengths.len() as u32).map(|i| i % model.task().outputs() as u32).collect());
     Dataset { tokens, targets, lines: (1..=lengths.len() as u64).collect(), file: PathBuf::from("random") }
 }
-
-/// The golden cases of other families than BERT.
-const FAMILIES: [&str; 10] = [
-    "roberta",
-    "distilbert",
-    "electra",
-    "albert",
-    "mpnet",
-    "modernbert",
-    "modernbert_mean",
-    "modernbert_one",
-    "deberta_v3",
-    "deberta_v2",
-];
 
 /// Models with rows for each: wide random weights and odd sizes; regression; the pretrained one up to its last position.
 fn models() -> Vec<(&'static str, Model, Dataset)> {
@@ -288,6 +274,36 @@ fn relative_embeddings_are_frozen_and_learn_by_themselves() {
     }
 }
 
+/// What lies beside the parts that other families have learns alone too, with the gradients that it has when all learns.
+#[test]
+fn what_lies_beside_a_layer_learns_alone() {
+    let cases = [
+        ("deberta_v2", "layer.1.attention.self.pos_"),
+        ("deberta_conv", "deberta.encoder.conv"),
+        ("deberta_conv_one", "embed_proj"),
+    ];
+    for (case, part) in cases {
+        let data = dataset(case);
+        let batch = data.batch(&all(&data));
+        let pass = |frozen: &[String]| {
+            let mut model = trainable(&fixture(case, "model"));
+            model.tune(&Tuning { freeze: frozen.to_vec(), ..Tuning::default() }).unwrap();
+            model.forward_backward(&batch, Some(PassKey::new(9, 1)), &Objective::default(), 1.0, false).unwrap();
+            assert_eq!(model.unreached().unwrap(), Vec::<String>::new(), "{case} {part}");
+            let trained: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
+            (trained, grads(&model.params))
+        };
+        let (names, free) = pass(&[]);
+        let is_kept = |name: &String| name.contains(part);
+        let others: Vec<String> = names.iter().filter(|n| !is_kept(n)).cloned().collect();
+        let (trained, got) = pass(&others);
+        assert!(!trained.is_empty() && trained.iter().all(is_kept), "{case}: {trained:?}");
+        for ((name, got), (_, want)) in got.iter().zip(&free).filter(|((n, _), _)| trained.contains(n)) {
+            assert!(got == want && norm(want) > 0.0 || zero_by_nature(name), "{case}: {name}");
+        }
+    }
+}
+
 fn step_config(seed: u64) -> StepConfig {
     StepConfig {
         schedule: Schedule { peak: 1e-3, decay: Decay::Constant, warmup: 0, total: 100 },
@@ -458,7 +474,8 @@ fn seeds_draw_heads_and_passes_draw_dropout() {
 #[test]
 fn gradients_with_dropout_are_the_slope_of_the_loss() {
     // Not modernbert_mean: the ReLU of its head has no slope where it bends.
-    for (case, slack) in [("pairs", 0.0), ("modernbert", 0.0), ("deberta_v3", 1e-4), ("deberta_v2", 1e-4)] {
+    let deberta = ["deberta_v3", "deberta_v2", "deberta_conv", "deberta_conv_one"].map(|case| (case, 1e-4));
+    for (case, slack) in [("pairs", 0.0), ("modernbert", 0.0)].into_iter().chain(deberta) {
         let (mut model, data) = (lively(case), dataset(case));
         let (batch, key) = (data.batch(&all(&data)), Some(PassKey::new(9, 4)));
         let smoothed = Objective::smoothed(0.1);

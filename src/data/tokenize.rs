@@ -32,6 +32,9 @@ pub struct Tokenizer {
     pair: Frame,
 }
 
+/// Of each token of a text its first character and past its last.
+pub type Offsets = Vec<(u32, u32)>;
+
 /// A row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Framed {
@@ -203,7 +206,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Why the tokenizer fails.
-    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<(u32, u32)>), String> {
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Offsets), String> {
         let encoded = guarded(|| self.inner.encode_char_offsets(text, false));
         let encoding = encoded.map_err(|e| format!("the tokenizer failed: {e}"))?;
         let offsets = encoding.get_offsets().iter().map(|&(from, to)| (from as u32, to as u32)).collect();

@@ -23,6 +23,7 @@ pub(super) fn shaped(keys: Keys<'_>, prefix: &'static str, defaults: &Defaults) 
         class: "Bert",
         embedding: keys.tables(defaults.vocab, types, layer.eps)?,
         embedding_width: layer.hidden,
+        norms_projected: false,
         embedding_dropout: dropout,
         learns_positions: true,
         positions: Positions::FromZero,

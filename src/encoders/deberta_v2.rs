@@ -1,12 +1,14 @@
 //! DeBERTa-v2 and -v3 (He et al. 2021, 2023): BERT's layers with attention by relative positions, whose embeddings all layers
-//! share, and a classifier with a dense layer of its own.
+//! share, in the largest models of v2 a convolution beside the first layer, and a classifier with a dense layer of its own.
 
 use super::keys::{Defaults, Keys};
 use super::{EncoderConfig, Positions, bert};
 use crate::error::Result;
+use crate::nn::convolution::ConvolutionForm;
 use crate::nn::layer_shape::LayerNames;
 use crate::nn::pooling::{Pooling, PoolingActivation};
 use crate::nn::relative::{RelativeForm, RelativeNames, RelativeShape};
+use crate::ops::convolution::ConvolutionActivation;
 use serde_json::Value;
 
 /// Reads a DeBERTa-v2 `config.json`.
@@ -39,6 +41,15 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
             layer.positions = names.iter().filter(|(_, used)| *used).map(|(name, _)| module(name)).collect();
         }
     }
+    if let Some(form) = convolution(keys, base.layer.hidden)? {
+        base.layer.form.convolution = Some(form);
+        base.names.layers[0].convolution = Some("deberta.encoder.conv".into());
+    }
+    base.embedding_width = keys.size("embedding_size", base.layer.hidden)?;
+    if base.embedding_width != base.layer.hidden {
+        base.norms_projected = true;
+        base.names.embeddings.projection = Some("deberta.embeddings.embed_proj".into());
+    }
     let pooler_act = keys.get("pooler_hidden_act", "gelu".to_owned())?;
     let act = if pooler_act == "tanh" {
         PoolingActivation::Tanh
@@ -51,14 +62,9 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
     Ok(EncoderConfig { class: "DebertaV2", pooling, token_head, ..base })
 }
 
-/// What published models leave alone or what this version cannot compute.
+/// What published models leave alone and this version cannot compute.
 fn refuse_variants(keys: Keys<'_>, hidden: usize, head_dim: usize) -> Result<()> {
-    if keys.get("conv_kernel_size", 0usize)? > 0 {
-        let message = "conv_kernel_size is set: the convolution behind the first layer (of deberta-v2-xlarge and -xxlarge) \
-                       is not in this version; use a model without one, such as deberta-v3-base";
-        return Err(keys.wrong(message));
-    }
-    for (key, only) in [("embedding_size", hidden), ("pooler_hidden_size", hidden), ("attention_head_size", head_dim)] {
+    for (key, only) in [("pooler_hidden_size", hidden), ("attention_head_size", head_dim)] {
         let value = keys.size(key, only)?;
         if value != only {
             return Err(keys.wrong(format!("{key} is {value}; this version has models with {only} here only")));
@@ -89,6 +95,30 @@ fn form(keys: Keys<'_>) -> Result<Option<RelativeForm>> {
     }))
 }
 
+/// The convolution beside the first layer, if there is one.
+fn convolution(keys: Keys<'_>, hidden: usize) -> Result<Option<ConvolutionForm>> {
+    let kernel: i64 = keys.get("conv_kernel_size", 0)?;
+    if kernel < 1 {
+        return Ok(None);
+    }
+    let (kernel, groups) = (keys.size("conv_kernel_size", 0)?, keys.size("conv_groups", 1)?);
+    if kernel > MOST_KERNEL || kernel.is_multiple_of(2) {
+        return Err(keys.wrong(format!("conv_kernel_size is {kernel}; expected an odd number up to {MOST_KERNEL}")));
+    }
+    if !hidden.is_multiple_of(groups) {
+        return Err(keys.wrong(format!("hidden_size {hidden} is not a multiple of conv_groups {groups}")));
+    }
+    let act = if keys.get("conv_act", "tanh".to_owned())? == "tanh" {
+        ConvolutionActivation::Tanh
+    } else {
+        ConvolutionActivation::Of(keys.activation("conv_act", "tanh")?)
+    };
+    Ok(Some(ConvolutionForm { kernel, groups, act }))
+}
+
+/// Published models have 3.
+const MOST_KERNEL: usize = 255;
+
 fn shape(keys: Keys<'_>, hidden: usize, positions: usize, eps: f32) -> Result<RelativeShape> {
     // Below 1 stands for the default.
     let or = |key: &str, default: usize| {
@@ -118,6 +148,7 @@ fn layer_names(layer: &str) -> LayerNames {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::gelu::Activation;
     use serde_json::json;
     use std::path::Path;
 
@@ -146,6 +177,11 @@ mod tests {
         assert_eq!(c2p.names.layers[1].positions, ["deberta.encoder.layer.1.attention.self.pos_key_proj"]);
         assert!(c2p.is_without_gradient(key) && c2p.pooling.dropout == [0.0, 0.3]);
         assert!(c2p.is_without_gradient("deberta.encoder.layer.1.attention.self.pos_key_proj.bias"));
+        let xlarge = read(json!({"conv_kernel_size": 3, "conv_act": "gelu", "num_hidden_layers": 2})).unwrap();
+        let form = ConvolutionForm { kernel: 3, groups: 1, act: ConvolutionActivation::Of(Activation::Gelu) };
+        assert_eq!(xlarge.layer.form.convolution, Some(form));
+        assert_eq!(xlarge.names.layers[0].convolution.as_deref(), Some("deberta.encoder.conv"));
+        assert!(xlarge.names.layers[1].convolution.is_none() && !xlarge.norms_projected);
         let plain = read(json!({})).unwrap();
         assert!(plain.relative.is_none() && plain.layer.form.relative.is_none() && plain.is_without_gradient(key));
     }
@@ -158,8 +194,10 @@ mod tests {
             all
         };
         for (bad, says) in [
-            (json!({"conv_kernel_size": 3}), "conv_kernel_size is set"),
-            (json!({"embedding_size": 128}), "embedding_size is 128"),
+            (json!({"conv_kernel_size": 4}), "conv_kernel_size is 4; expected an odd number"),
+            (json!({"conv_kernel_size": 3, "conv_groups": 5}), "hidden_size 1536 is not a multiple of conv_groups 5"),
+            (json!({"conv_kernel_size": 3, "conv_act": "mish"}), "conv_act \"mish\""),
+            (json!({"embedding_size": 0}), "embedding_size is 0"),
             (json!({"attention_head_size": 32}), "attention_head_size is 32"),
             (json!({"relative_attention": true}), "relative_attention and pos_att_type"),
             (json!({"pos_att_type": "c2p"}), "relative_attention and pos_att_type"),

@@ -30,6 +30,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         class: "DistilBert",
         embedding: keys.tables(d.vocab, 0, EPS)?,
         embedding_width: layer.hidden,
+        norms_projected: false,
         embedding_dropout: dropout,
         // Sinusoids stay what they are.
         learns_positions: !keys.get("sinusoidal_pos_embds", false)?,

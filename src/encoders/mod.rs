@@ -58,6 +58,8 @@ pub struct EncoderConfig {
     pub embedding: EmbeddingShape,
     /// Width of the embedding tables; where it is not the layers', they are projected.
     pub embedding_width: usize,
+    /// Whether the norm of the embeddings stands behind that projection.
+    pub norms_projected: bool,
     pub embedding_dropout: f32,
     /// Whether the table of positions learns.
     pub learns_positions: bool,
@@ -347,6 +349,7 @@ impl Encoder {
             tables: config.embedding,
             width: config.embedding_width,
             hidden: layer.hidden,
+            norms_projected: config.norms_projected,
             learns_positions: config.learns_positions,
             norm_bias: layer.form.norm_bias,
         };
@@ -441,7 +444,8 @@ impl Encoder {
         // bf16 weight gradients pack both of their operands.
         let packed = if dtype == DType::BF16 { (shape.hidden + shape.inner) * tokens } else { 0 };
         let [position_values, position_floats] = self.position_len(longest, if recompute { 1 } else { n }, true);
-        let values = kept + outputs + scratch_len(shape, tokens) + packed + position_values;
+        let beside = self.convolution_len().into_iter().sum::<usize>() * tokens;
+        let values = kept + outputs + scratch_len(shape, tokens) + packed + position_values + beside;
         dtype.size_in_bytes() * (values + values / SLACK) + 4 * position_floats
     }
 
@@ -460,12 +464,19 @@ impl Encoder {
         [layers * kept + scratch, shape.table_len(longest) + sums]
     }
 
+    /// Values of a token that the convolution beside a layer keeps, and takes in the backward pass, if there is one.
+    fn convolution_len(&self) -> [usize; 2] {
+        let layer = &self.config.layer;
+        layer.form.convolution.map_or([0; 2], |form| form.lens(layer.hidden))
+    }
+
     /// Bytes that the buffers of a pass without a backward pass take for a batch of `tokens` in rows of up to `longest`.
     pub fn evaluation_bytes(&self, tokens: usize, longest: usize, dtype: DType) -> usize {
         let shape = &self.config.layer;
         let outputs = self.embeddings.buffer_len(tokens) + self.output_width() * tokens;
         let [position_values, position_floats] = self.position_len(longest, 1, false);
-        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs + position_values)
+        let [beside, _] = self.convolution_len();
+        dtype.size_in_bytes() * (activation_len(shape, tokens, tokens) + outputs + position_values + beside * tokens)
             + 4 * position_floats
     }
 

@@ -21,6 +21,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         feed_forward_bias: keys.get("mlp_bias", false)?,
         norm_bias: keys.get("norm_bias", false)?,
         relative: None,
+        convolution: None,
     };
     let layer = LayerShape {
         hidden: keys.size("hidden_size", 768)?,
@@ -56,6 +57,7 @@ pub fn config(keys: Keys<'_>) -> Result<EncoderConfig> {
         embedding: EmbeddingShape { vocab: keys.size("vocab_size", 50368)?, positions: 0, types: 0, eps },
         embedding_width: layer.hidden,
         embedding_dropout: keys.rate("embedding_dropout", 0.0)?,
+        norms_projected: false,
         learns_positions: false,
         positions: Positions::WithoutTable(keys.size("max_position_embeddings", 8192)?),
         reads_types: false,
@@ -173,6 +175,7 @@ fn layer_names(i: usize, layers: usize) -> LayerNames {
         } else {
             format!("model.layers.{}.attn_norm", i + 1)
         },
+        convolution: None,
         module,
     }
 }

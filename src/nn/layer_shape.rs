@@ -1,5 +1,6 @@
 //! What a transformer layer is made of: sizes, rates, form and the checkpoint names of its modules.
 
+use super::convolution::ConvolutionForm;
 use super::relative::RelativeForm;
 use crate::ops::gelu::Activation;
 
@@ -34,6 +35,8 @@ pub struct LayerForm {
     pub norm_bias: bool,
     /// Attention by relative positions too ([`super::relative`]).
     pub relative: Option<RelativeForm>,
+    /// The convolution beside layers that have a name for one ([`super::convolution`]).
+    pub convolution: Option<ConvolutionForm>,
 }
 
 impl LayerForm {
@@ -46,6 +49,7 @@ impl LayerForm {
         feed_forward_bias: true,
         norm_bias: true,
         relative: None,
+        convolution: None,
     };
 }
 
@@ -71,6 +75,8 @@ pub struct LayerNames {
     pub up: String,
     pub down: String,
     pub output_norm: String,
+    /// The convolution beside the layer, where there is one.
+    pub convolution: Option<String>,
 }
 
 impl LayerNames {
@@ -82,8 +88,8 @@ impl LayerNames {
         let ([attention_output, attention_norm], [up, down, output_norm]) =
             (attention.map(inside), feed_forward.map(inside));
         let module = module.to_owned();
-        let positions = vec![];
-        Self { module, projections, positions, attention_output, attention_norm, up, down, output_norm }
+        let (positions, convolution) = (vec![], None);
+        Self { module, projections, positions, attention_output, attention_norm, up, down, output_norm, convolution }
     }
 
     /// The key's module, where it has one of its own.

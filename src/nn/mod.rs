@@ -1,5 +1,6 @@
 //! Weights: named parameters in flat arenas, reusable buffers, and the blocks that encoders are built from.
 
+pub mod convolution;
 pub mod distance_bias;
 pub mod embeddings;
 pub mod layer_shape;

@@ -232,6 +232,11 @@ impl RelativeProjections {
         Self { form, hidden, weight: layout.block(&weights), bias: layout.block(&biases) }
     }
 
+    /// Their part of the arenas, from the first weight to the last bias.
+    pub fn range(&self) -> Range<usize> {
+        self.weight..self.bias + self.width()
+    }
+
     fn width(&self) -> usize {
         self.form.sides() * self.hidden
     }

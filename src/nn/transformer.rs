@@ -5,6 +5,7 @@
 //! Shapes: `x: [tokens, hidden]`. When only some tokens are read above (a classifier reads `[CLS]`), the last layer computes
 //! keys and values for all tokens and everything else for those `queries` rows only.
 
+use super::convolution::{Convolution, ConvolutionActivations, ConvolutionScratch};
 use super::layer_shape::{LayerNames, LayerShape};
 use super::params::{Init, Layout, Params};
 use super::relative::{PassRelative, RelativeActivations, RelativeProjections, RelativeScratch};
@@ -125,6 +126,7 @@ pub struct Layer {
     shape: LayerShape,
     at: Offsets,
     relative: Option<RelativeProjections>,
+    convolution: Option<Convolution>,
     /// Where its part of the arenas ends.
     end: usize,
     /// Number of the layer; names its dropout sites.
@@ -150,6 +152,7 @@ pub struct Activations {
     inner: Buffer,
     /// Where the norm stands first the sum is part of the [`Output`].
     sum2: Buffer,
+    convolution: ConvolutionActivations,
 }
 
 /// Buffers of the backward pass, shared by all layers.
@@ -167,6 +170,7 @@ pub struct Scratch {
     full: Buffer,
     full_residual: Buffer,
     relative: RelativeScratch,
+    convolution: ConvolutionScratch,
 }
 
 impl Scratch {
@@ -180,6 +184,8 @@ impl Scratch {
 const SITES: u64 = 4;
 /// The site of a layer's relative positions is this and its number.
 const POSITION_SITES: u64 = 1 << 32;
+/// The site of a layer's convolution is this and its number.
+const CONVOLUTION_SITES: u64 = 2 << 32;
 
 impl Layer {
     /// Lays out the parameters of layer `number`.
@@ -213,8 +219,10 @@ impl Layer {
         };
         let content = [at.qkv_weight, at.qkv_bias];
         let relative = form.relative.map(|form| RelativeProjections::new(layout, form, h, &n.positions, content));
+        let convolution = form.convolution.zip(n.convolution.as_ref());
+        let convolution = convolution.map(|(form, name)| Convolution::new(layout, form, h, name));
         let end = layout.arena_len();
-        Self { shape: shape.clone(), at, relative, end, number: number as u64 }
+        Self { shape: shape.clone(), at, relative, convolution, end, number: number as u64 }
     }
 
     /// This layer once more, as layer `number`: the same parameters, dropout of its own.
@@ -236,7 +244,9 @@ impl Layer {
     fn learns_before(&self, params: &Params, pass: &Pass<'_>, place: usize) -> bool {
         let learns_bias = pass.bias.is_some_and(|bias| bias.grad.is_some());
         let learns_positions = pass.relative.is_some_and(|relative| relative.grad.is_some());
-        pass.learns_below || learns_bias || learns_positions || params.trains(self.at.qkv_weight..place)
+        let learns_projections = self.relative.as_ref().is_some_and(|relative| params.trains(relative.range()));
+        let learns_beside = learns_bias || learns_positions || learns_projections;
+        pass.learns_below || learns_beside || params.trains(self.at.qkv_weight..place)
     }
 
     fn dropouts(&self, pass: &Pass<'_>) -> [Dropout; 4] {
@@ -302,9 +312,14 @@ impl Layer {
         }
 
         let (sum2, x) = (self.sum2(acts, out, n, space)?, out.x.view(n, h, space)?);
+        let own = if self.convolution.is_some() { acts.convolution.residual(n, h, space)? } else { x.clone() };
         linear(&sum2, &g, &params.linear(at.down_weight, h, inner)?, None)?;
         let residual = if form.pre_norm { &sum1 } else { &norm1 };
-        residual_norm(&sum2, &x, residual, &params.weight(at.down_norm, &[3, h])?, shape.eps, drop_2)?;
+        residual_norm(&sum2, &own, residual, &params.weight(at.down_norm, &[3, h])?, shape.eps, drop_2)?;
+        if let Some(convolution) = &self.convolution {
+            let drop = self.convolution_dropout(pass);
+            convolution.forward(params, [&input.x, &own, &x], pass, (drop, shape.eps), &mut acts.convolution)?;
+        }
         Ok(Stream { x, residual: form.pre_norm.then_some(sum2) })
     }
 
@@ -416,6 +431,11 @@ impl Layer {
         pass.dropout(self.shape.hidden_dropout[0], POSITION_SITES + self.number)
     }
 
+    /// The dropout before the convolution's activation.
+    fn convolution_dropout(&self, pass: &Pass<'_>) -> Dropout {
+        pass.dropout(self.shape.hidden_dropout[1], CONVOLUTION_SITES + self.number)
+    }
+
     fn attention_spec<'a>(&self, pass: &Pass<'a>) -> AttentionSpec<'a> {
         let [dropout, ..] = self.dropouts(pass);
         AttentionSpec {
@@ -430,6 +450,32 @@ impl Layer {
     /// From the gradient of the output to that of the input `x`, if anything below learns. Parameter gradients are overwritten,
     /// or added to if `accumulate`. Nothing is computed below the lowest parameter that learns.
     pub fn backward(
+        &self,
+        params: &Params,
+        x: &Tensor,
+        grad: &Stream,
+        pass: &Pass<'_>,
+        acts: &mut Activations,
+        out: &mut Output,
+        scratch: &mut Scratch,
+        accumulate: bool,
+    ) -> Result<Stream> {
+        let Some(convolution) = &self.convolution else {
+            return self.layer_backward(params, x, grad, pass, acts, out, scratch, accumulate);
+        };
+        let (form, n) = ((self.convolution_dropout(pass), self.shape.eps), grad.x.dim(0)?);
+        let own =
+            convolution.backward(params, &grad.x, form, &mut acts.convolution, &mut scratch.convolution, accumulate)?;
+        let grad = Stream { x: own, residual: None };
+        let below = self.layer_backward(params, x, &grad, pass, acts, out, scratch, accumulate)?;
+        if pass.learns_below {
+            convolution.add_input_grad(params, &below.x, pass, n, &mut scratch.convolution)?;
+        }
+        Ok(below)
+    }
+
+    /// Back through the layer alone.
+    fn layer_backward(
         &self,
         params: &Params,
         x: &Tensor,

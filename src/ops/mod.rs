@@ -8,6 +8,7 @@ pub mod adamw;
 pub mod attention;
 pub mod average;
 pub mod bias;
+pub mod convolution;
 pub mod cpu;
 pub mod disentangled;
 pub mod distance_bias;

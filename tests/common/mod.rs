@@ -49,6 +49,23 @@ impl Label {
     }
 }
 
+/// The golden cases of other families than BERT.
+#[allow(dead_code)] // not every test file uses it
+pub const FAMILIES: [&str; 12] = [
+    "roberta",
+    "distilbert",
+    "electra",
+    "albert",
+    "mpnet",
+    "modernbert",
+    "modernbert_mean",
+    "modernbert_one",
+    "deberta_v3",
+    "deberta_v2",
+    "deberta_conv",
+    "deberta_conv_one",
+];
+
 /// A file or folder of a case.
 pub fn fixture(case: &str, file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures").join(case).join(file)

@@ -66,9 +66,22 @@ CASES = {
         seed=29, family="deberta-v2", rows=PAIR_ROWS, labels=["different", "same"], bare=[[7]],
         config=dict(**RELATIVE, pos_att_type=["c2p", "p2c"], max_relative_positions=12, type_vocab_size=2,
                     position_biased_input=True, pooler_hidden_act="tanh")),
+    # As v2-xlarge has it: a convolution beside the first layer.
+    "deberta_conv": dict(
+        seed=30, family="deberta-v2", rows=PAIR_ROWS, labels=["different", "same"], bare=[[7]],
+        config=dict(**RELATIVE, pos_att_type="p2c|c2p", share_att_key=True, position_buckets=8,
+                    norm_rel_ebd="layer_norm", position_biased_input=False, type_vocab_size=0, conv_kernel_size=3,
+                    conv_act="gelu")),
+    # Its other options, tables of another width, and only [CLS] read of the layer that it stands beside.
+    "deberta_conv_one": dict(
+        seed=31, family="deberta-v2", rows=PAIR_ROWS, labels=["different", "same"], bare=[[7]],
+        config=dict(**RELATIVE | dict(num_hidden_layers=1), pos_att_type=["c2p", "p2c"], max_relative_positions=12,
+                    type_vocab_size=2, position_biased_input=True, conv_kernel_size=5, conv_groups=2,
+                    embedding_size=10)),
 }
 base.MAX_GRAD_NORM |= dict(roberta=1.2, distilbert=1.2, electra=2.0, albert=1.7, mpnet=3.5, modernbert=1.5,
-                      modernbert_mean=3.0, modernbert_one=3.5, deberta_v3=0.8, deberta_v2=1.5)
+                      modernbert_mean=3.0, modernbert_one=3.5, deberta_v3=0.8, deberta_v2=1.5, deberta_conv=1.0,
+                           deberta_conv_one=1.0)
 
 
 def exact_softmax(x, dim, dtype=None, softmax=torch.nn.functional.softmax):

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 const CHUNK: usize = 1024;
 
 /// The questions of some files, tokenised.
+#[derive(Default)]
 pub struct Loaded {
     asked: Vec<Encoded>,
     questions: Questions,
@@ -79,19 +80,6 @@ pub fn unanswered(
     let file = questions.first().map(|q| q.file.to_path_buf()).unwrap_or_default();
     loaded.add(questions, tokenizer)?;
     loaded.rows(tokenizer, max_length, stride, &Files::from(file))
-}
-
-impl Default for Loaded {
-    fn default() -> Self {
-        Self {
-            asked: vec![],
-            questions: Questions::default(),
-            contexts: vec![],
-            index: HashMap::new(),
-            skipped: Skipped::default(),
-            repaired: Repaired::default(),
-        }
-    }
 }
 
 impl Loaded {
