@@ -156,8 +156,8 @@ fn bad_toml_has_its_line() {
 #[test]
 fn tasks_of_later_versions_are_told_from_typos() {
     let place = Place::new("");
-    let later = place.error(&["task.kind=span"]);
-    assert!(later.contains("\"span\" is not in this version; it has classification, multilabel"), "{later}");
+    let later = place.error(&["task.kind=mlm"]);
+    assert!(later.contains("\"mlm\" is not in this version; it has classification, multilabel"), "{later}");
     assert!(place.error(&["task.kind=regresion"]).ends_with("; did you mean regression?"));
 }
 

@@ -621,7 +621,7 @@ impl DataConfig {
         }
         if let Some((path, format)) = self.file_of(|f| !matches!(f, Some(Format::Squad | Format::Jsonl))) {
             let message = format!(
-                "is not set and {} is {format}, but span reads SQuAD's json and jsonl; set it to squad or jsonl",
+                "is not set and {} is {format}, but span reads SQuAD's json (squad) and jsonl; set it to one",
                 path.display()
             );
             return not("data.format", message);

@@ -102,7 +102,10 @@ impl EvalConfig {
         let of_answers = [Criterion::F1, Criterion::ExactMatch];
         let expected = match self.tune_threshold {
             Some(c) if task == TaskKind::Span && !of_answers.contains(&c) => "f1 or exact_match",
-            Some(Criterion::ExactMatch) if task != TaskKind::Span => "f1, accuracy, balanced_accuracy or mcc",
+            Some(Criterion::ExactMatch) if task != TaskKind::Span => {
+                let message = "is \"exact_match\", which is for span; expected f1, accuracy, balanced_accuracy or mcc";
+                return Err(Invalid::new("eval.tune_threshold", message));
+            }
             _ => return Ok(()),
         };
         let found = self.tune_threshold.map_or("", Criterion::name);
