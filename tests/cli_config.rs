@@ -145,8 +145,8 @@ fn the_schema_is_json_and_knows_every_shown_key() {
 #[test]
 fn what_is_not_in_this_version_says_so() {
     for args in [
-        vec!["config", "init", "--task", "span"],
-        vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "task.kind=span"],
+        vec!["config", "init", "--task", "mlm"],
+        vec!["config", "show", QUICKSTART[0], QUICKSTART[1], "--set", "task.kind=mlm"],
     ] {
         let output = run(&args);
         assert_eq!(output.code, 2, "{args:?}");
