@@ -117,7 +117,8 @@ impl Pretrained {
     pub fn task(&self) -> Result<Task> {
         let class = self.json["architectures"][0].as_str().unwrap_or_default();
         if class.ends_with("ForMultipleChoice") {
-            return Err(self.wrong(format!("a {class} chooses, and that task is not in this version")));
+            let message = format!("a {class} is no classifier of rows or tokens, and its task is not in this version");
+            return Err(self.wrong(message));
         }
         if class.ends_with("ForQuestionAnswering") {
             return self.span_task(class);
