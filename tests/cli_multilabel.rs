@@ -1,53 +1,23 @@
 //! Any number of labels a row, as users see it, on rows of GoEmotions (`examples/`).
 
-use assert_cmd::Command;
+#[path = "common/workplace.rs"]
+mod workplace;
+
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
-use tempfile::TempDir;
+use workplace::Workplace;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// `c.toml` learns from the example's rows.
-struct Workplace(TempDir);
-
-impl Workplace {
-    fn new() -> Self {
-        let this = Self(tempfile::tempdir().unwrap());
-        let toml = format!(
-            "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"multilabel\"\n[data]\n\
+fn workplace() -> Workplace {
+    Workplace::new(&format!(
+        "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"multilabel\"\n[data]\n\
              train = \"{ROOT}/examples/data/goemotions/train.tsv\"\neval = 0.2\n\
              test = \"{ROOT}/examples/data/goemotions/test.tsv\"\nheader = false\ntext = 0\nlabel = 1\nmax_length = 48\n\
              rename_labels = {{ \"27\" = \"neutral\", \"15\" = \"gratitude\" }}\n[train]\nepochs = 8\nbatch_size = 16\n\
              learning_rate = 1e-3\npos_weight = \"balanced\"\n[eval]\ntune_threshold = \"f1\"\n[output]\ndir = \"run\"\n"
-        );
-        fs::write(this.path("c.toml"), toml).unwrap();
-        this
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
-        let mut command = Command::cargo_bin("bertft").unwrap();
-        let output = command.current_dir(self.0.path()).args(args).write_stdin(input).output().unwrap();
-        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        (output.status.code().unwrap(), out, err)
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str], input: &str) -> Vec<Value> {
-        let (code, out, err) = self.run(args, input);
-        assert_eq!(code, 0, "{out}{err}");
-        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    #[track_caller]
-    fn refused(&self, args: &[&str], says: &[&str]) {
-        let (code, out, err) = self.run(args, "");
-        assert!(code == 2 && says.iter().all(|s| err.contains(s)), "{code}, no {says:?} in {out}{err}");
-    }
+    ))
 }
 
 /// How many of each label a `data` event counts.
@@ -58,7 +28,7 @@ fn count(event: &Value, label: &str) -> u64 {
 
 #[test]
 fn train_evaluate_and_predict() {
-    let place = Workplace::new();
+    let place = workplace();
     let events = place.json(&["train", "--config", "c.toml", "--json"], "");
     let done = events.last().unwrap();
     let test = &done["metrics"]["test"];
@@ -99,7 +69,7 @@ fn train_evaluate_and_predict() {
 /// One column of names, a JSON list, and columns of 0 and 1 are the same rows to a run.
 #[test]
 fn labels_are_written_in_three_ways() {
-    let place = Workplace::new();
+    let place = workplace();
     let (mut list, mut flags) = (String::new(), String::from("text,joy,fear,anger\n"));
     let mut cell = String::from("text,labels\n");
     let all = [(vec!["joy"], "100"), (vec![], "000"), (vec!["anger", "joy"], "101"), (vec!["fear"], "010")];
@@ -155,7 +125,7 @@ fn labels_are_written_in_three_ways() {
 
 #[test]
 fn mistakes_are_told() {
-    let place = Workplace::new();
+    let place = workplace();
     let train = |set: &[&'static str]| {
         let mut args = vec!["train", "--config", "c.toml", "--output", "x", "--dry-run"];
         set.iter().for_each(|s| args.extend(["--set", s]));

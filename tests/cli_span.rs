@@ -1,62 +1,32 @@
 //! Answers to questions, as users see it, on an article of SQuAD 2.0 (`examples/`).
 
-use assert_cmd::Command;
+#[path = "common/workplace.rs"]
+mod workplace;
+
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
-use tempfile::TempDir;
+use workplace::Workplace;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-struct Workplace(TempDir);
-
-impl Workplace {
-    /// `c.toml` learns from `train` and evaluates on `eval`.
-    fn new(train: &str, eval: &str, more: &str) -> Self {
-        let this = Self(tempfile::tempdir().unwrap());
-        let toml = format!(
-            "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"span\"\n[data]\n\
+/// `c.toml` learns from `train` and evaluates on `eval`.
+fn workplace(train: &str, eval: &str, more: &str) -> Workplace {
+    Workplace::new(&format!(
+        "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"span\"\n[data]\n\
              train = \"{train}\"\neval = \"{eval}\"\nmax_length = 128\ndoc_stride = 32\n[train]\nepochs = 2\n\
              batch_size = 8\nlearning_rate = 5e-4\nmetric_for_best_model = \"f1\"\n{more}\n[output]\ndir = \"run\"\n"
-        );
-        fs::write(this.path("c.toml"), toml).unwrap();
-        this
-    }
+    ))
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
-        let mut command = Command::cargo_bin("bertft").unwrap();
-        let output = command.current_dir(self.0.path()).args(args).write_stdin(input).output().unwrap();
-        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        (output.status.code().unwrap(), out, err)
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str], input: &str) -> Vec<Value> {
-        let (code, out, err) = self.run(args, input);
-        assert_eq!(code, 0, "{out}{err}");
-        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    #[track_caller]
-    fn refused(&self, args: &[&str], says: &[&str]) {
-        let (code, out, err) = self.run(args, "");
-        assert!(code == 2 && says.iter().all(|s| err.contains(s)), "{code}, no {says:?} in {out}{err}");
-    }
-
-    fn file(&self, name: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap()
-    }
+fn file(place: &Workplace, name: &str) -> Value {
+    serde_json::from_slice(&fs::read(place.path(name)).unwrap()).unwrap()
 }
 
 #[test]
 fn train_evaluate_and_predict() {
     let data = format!("{ROOT}/examples/data/squad2");
     let (train, test) = (format!("{data}/train.json"), format!("{data}/test.json"));
-    let place = Workplace::new(&train, &test, "[eval]\ntune_threshold = \"f1\"");
+    let place = workplace(&train, &test, "[eval]\ntune_threshold = \"f1\"");
     let events = place.json(&["train", "--config", "c.toml", "--json"], "");
     let scores = &events.last().unwrap()["metrics"]["eval"];
     // With the best threshold the score is the best there is, and at least that of answering nothing: 21 of 41 have no answer.
@@ -66,9 +36,9 @@ fn train_evaluate_and_predict() {
         events.iter().filter(|e| e["event"] == "eval").filter_map(|e| e["metrics"]["loss"].as_f64()).collect();
     assert!(losses.iter().all(|loss| *loss < 4.5), "{losses:?}");
 
-    let config = place.file("run/model/config.json");
+    let config = file(&place, "run/model/config.json");
     assert_eq!((&config["architectures"][0], config.get("id2label")), (&json!("BertForQuestionAnswering"), None));
-    let bertft = place.file("run/model/bertft.json");
+    let bertft = file(&place, "run/model/bertft.json");
     assert_eq!((&bertft["doc_stride"], &bertft["n_best_size"]), (&json!(32), &json!(20)));
 
     // The same scores once more, and the files of the reference script.
@@ -76,7 +46,7 @@ fn train_evaluate_and_predict() {
     let again = &place.json(&args, "")[0];
     assert!((again["metrics"]["f1"].as_f64().unwrap() - f1).abs() < 1e-9 && again["samples"] == 41, "{again}");
     let [predictions, nbest, odds] =
-        ["predictions", "nbest_predictions", "null_odds"].map(|name| place.file(&format!("out/{name}.json")));
+        ["predictions", "nbest_predictions", "null_odds"].map(|name| file(&place, &format!("out/{name}.json")));
     assert_eq!([&predictions, &nbest, &odds].map(|map| map.as_object().unwrap().len()), [41; 3]);
     let (code, table, _) = place.run(&["eval", "--model", "run", "--data", &test, "--fail-under", "f1=0.99"], "");
     assert!(code == 3 && table.contains("has_ans_exact"), "{table}");
@@ -103,7 +73,7 @@ fn train_evaluate_and_predict() {
 
 #[test]
 fn bad_questions_are_named_repaired_or_skipped() {
-    let place = Workplace::new("a.jsonl", "a.jsonl", "");
+    let place = workplace("a.jsonl", "a.jsonl", "");
     let row = |id: &str, answer: &str, start: i64| {
         let answers = json!([{"text": answer, "answer_start": start}]);
         json!({"id": id, "question": "who?", "context": "a cat sat, a dog sat", "answers": answers}).to_string()
@@ -120,8 +90,19 @@ fn bad_questions_are_named_repaired_or_skipped() {
     assert!(events.iter().any(warned), "{events:?}");
     write(&[row("x", "cat", 2), row("x", "cat", 2)]);
     place.refused(&["config", "validate", "--config", "c.toml"], &["a.jsonl:2", "row 2 has the id of row 1"]);
+    // A question that leaves no room for its context is a bad row too.
+    let long = row("y", "cat", 2).replace("who?", &"who is it ".repeat(60));
+    write(&[row("x", "cat", 2), long]);
+    place.refused(
+        &["config", "validate", "--config", "c.toml"],
+        &["a.jsonl:2", "question \"y\" has", "tokens, which leaves 0"],
+    );
+    let events = place.json(&args, "");
+    let data = events.iter().find(|e| e["event"] == "data").unwrap();
+    assert_eq!((&data["rows"], &data["skipped"]), (&json!(1), &json!(1)), "{data}");
     write(&[row("x", "cat", 2)]);
     for (set, says) in [
+        ("data.join=-", "data.join is set"),
         ("data.labels=[\"a\",\"b\"]", "data.labels is set"),
         ("data.doc_stride=500", "data.doc_stride is 500"),
         ("train.label_smoothing_factor=0.1", "span has no labels to smooth"),

@@ -1,51 +1,21 @@
 //! Tags of words, as users see it, on sentences of WNUT-17 (`examples/`).
 
-use assert_cmd::Command;
+#[path = "common/workplace.rs"]
+mod workplace;
+
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
-use tempfile::TempDir;
+use workplace::Workplace;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-struct Workplace(TempDir);
-
-impl Workplace {
-    /// `c.toml` learns from `train` and evaluates on `eval`.
-    fn new(train: &str, eval: &str, more: &str) -> Self {
-        let this = Self(tempfile::tempdir().unwrap());
-        let toml = format!(
-            "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"tokens\"\n[data]\n\
+/// `c.toml` learns from `train` and evaluates on `eval`.
+fn workplace(train: &str, eval: &str, more: &str) -> Workplace {
+    Workplace::new(&format!(
+        "[model]\npath = \"{ROOT}/examples/models/bert-tiny-4l-128h\"\n[task]\nkind = \"tokens\"\n[data]\n\
              train = \"{train}\"\neval = \"{eval}\"\nmax_length = 64\n{more}\n[train]\nepochs = 6\nbatch_size = 16\n\
              learning_rate = 5e-4\nmetric_for_best_model = \"f1\"\n[output]\ndir = \"run\"\n"
-        );
-        fs::write(this.path("c.toml"), toml).unwrap();
-        this
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, args: &[&str], input: &str) -> (i32, String, String) {
-        let mut command = Command::cargo_bin("bertft").unwrap();
-        let output = command.current_dir(self.0.path()).args(args).write_stdin(input).output().unwrap();
-        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-        (output.status.code().unwrap(), out, err)
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str], input: &str) -> Vec<Value> {
-        let (code, out, err) = self.run(args, input);
-        assert_eq!(code, 0, "{out}{err}");
-        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    #[track_caller]
-    fn refused(&self, args: &[&str], says: &[&str]) {
-        let (code, out, err) = self.run(args, "");
-        assert!(code == 2 && says.iter().all(|s| err.contains(s)), "{code}, no {says:?} in {out}{err}");
-    }
+    ))
 }
 
 /// How many of each label a `data` event counts.
@@ -58,7 +28,7 @@ fn count(event: &Value, label: &str) -> u64 {
 fn train_evaluate_and_predict() {
     let data = format!("{ROOT}/examples/data/wnut17");
     let (train, test) = (format!("{data}/train.conll"), format!("{data}/test.conll"));
-    let place = Workplace::new(&train, &test, "tag_scheme = \"iob2\"");
+    let place = workplace(&train, &test, "tag_scheme = \"iob2\"");
     let events = place.json(&["train", "--config", "c.toml", "--json"], "");
     let scores = &events.last().unwrap()["metrics"]["eval"];
     let [f1, accuracy] = ["f1", "accuracy"].map(|name| scores[name].as_f64().unwrap());
@@ -114,7 +84,7 @@ fn train_evaluate_and_predict() {
 /// The same sentences as columns, as lists and as spans of a text; long ones are cut into windows that predict every word.
 #[test]
 fn sentences_are_written_in_three_ways() {
-    let place = Workplace::new("a.conll", "a.conll", "");
+    let place = workplace("a.conll", "a.conll", "");
     let (mut conll, mut lists, mut spans) = ("-DOCSTART- O\n \n".to_owned(), String::new(), String::new());
     let sentence = |i: usize| {
         let mut words = vec![("Ada", "B-PER"), ("Lovelace", "I-PER"), ("met", "O"), ("Charles", "B-PER")];
@@ -171,7 +141,7 @@ fn sentences_are_written_in_three_ways() {
 
 #[test]
 fn mistakes_are_told() {
-    let place = Workplace::new("a.conll", "a.conll", "tag_scheme = \"iob2\"");
+    let place = workplace("a.conll", "a.conll", "tag_scheme = \"iob2\"");
     let train = |set: &[&'static str]| {
         let mut args = vec!["train", "--config", "c.toml", "--output", "x", "--dry-run"];
         set.iter().for_each(|s| args.extend(["--set", s]));

@@ -3,7 +3,8 @@
 
 As the example scripts of `transformers` do it (run_ner.py, run_classification.py, run_qa.py): their features, collators and
 post-processing, AdamW with a linear schedule, no warm-up. Scores are fractions. Needs torch, transformers 4.57, accelerate,
-scikit-learn and seqeval.
+scikit-learn and seqeval. Two things differ from run_qa.py: rows are padded to the longest of their batch, and an answer in a window's last
+token ends there (its loop runs on behind it).
 
     hf_tasks.py tokens MODEL_DIR train.conll dev.conll test.conll
     hf_tasks.py multilabel MODEL_DIR train.tsv dev.tsv --labels labels.txt --rows 10000   # text, label indices "3,17"
@@ -112,7 +113,7 @@ def multilabel():
 
 
 def span():
-    from transformers.data.metrics.squad_metrics import get_raw_scores, normalize_answer  # noqa: F401
+    from transformers.data.metrics.squad_metrics import get_raw_scores
     from transformers.data.processors.squad import SquadExample
 
     def read(path):

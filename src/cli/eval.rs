@@ -206,9 +206,10 @@ fn sentences(
 /// Beyond, a matrix of classes × classes is longer than a line of JSON should be.
 fn questions(scoring: &Scoring, args: &SpanArgs, files: &Files, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
     let (windows, decoding) = scoring.answers(args)?;
-    let loaded = load_questions(files, &scoring.question_options(files, true)?, &scoring.tokenizer, ui)?;
+    let (options, tokenizer) = (scoring.question_options(files, true)?, &scoring.tokenizer);
+    let loaded = load_questions(files, &options, tokenizer, windows.max_length, ui)?;
     let skipped = loaded.skipped.clone();
-    let data = loaded.rows(&scoring.tokenizer, windows.max_length, windows.doc_stride, files)?;
+    let data = loaded.rows(tokenizer, windows.doc_stride, files);
     let encoder = scoring.pretrained.encoder_config();
     data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let lacks = matches!(&data.targets, Targets::Spans(spans) if spans.lacks_answers());

@@ -186,11 +186,10 @@ impl Scoring {
         }
     }
 
-    /// How files of sentences are read, with their tags or without.
-    pub fn sentence_options(&self, files: &Files, tagged: bool) -> Result<SentenceOptions> {
-        let (input, first) = (&self.input, files.first().as_path());
-        let pairs = [
-            ("--text-pair", input.text_pair.is_some()),
+    /// A flag that is given and says how rows of columns are written.
+    fn flag_of_rows(&self) -> Option<&'static str> {
+        let input = &self.input;
+        let flags = [
             ("--pattern", input.pattern.is_some()),
             ("--join", input.join.is_some()),
             ("--delimiter", input.delimiter.is_some()),
@@ -198,7 +197,14 @@ impl Scoring {
             ("--no-header", input.no_header),
             ("a second --text", input.text.len() > 1),
         ];
-        if let Some((flag, _)) = pairs.iter().find(|(_, set)| *set) {
+        flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    }
+
+    /// How files of sentences are read, with their tags or without.
+    pub fn sentence_options(&self, files: &Files, tagged: bool) -> Result<SentenceOptions> {
+        let (input, first) = (&self.input, files.first().as_path());
+        let pair = input.text_pair.as_ref().map(|_| "--text-pair");
+        if let Some(flag) = pair.or(self.flag_of_rows()) {
             return Err(Error::input(format!(
                 "{flag} is given, but the model tags words of single sentences; leave it out"
             )));
@@ -241,15 +247,7 @@ impl Scoring {
     /// How files of questions are read, with their answers or without.
     pub fn question_options(&self, files: &Files, answered: bool) -> Result<QuestionOptions> {
         let (input, extra) = (&self.input, self.extra.as_ref());
-        let flags = [
-            ("--pattern", input.pattern.is_some()),
-            ("--join", input.join.is_some()),
-            ("--delimiter", input.delimiter.is_some()),
-            ("--quoting", input.quoting().is_some()),
-            ("--no-header", input.no_header),
-            ("a second --text", input.text.len() > 1),
-        ];
-        if let Some((flag, _)) = flags.iter().find(|(_, set)| *set) {
+        if let Some(flag) = self.flag_of_rows() {
             return Err(Error::input(format!("{flag} is given, but questions are read from JSON; leave it out")));
         }
         let named = |flag: &str, given: Option<&Column>, trained: Option<&Column>, usual: &str| match given {

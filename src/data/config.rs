@@ -1,5 +1,9 @@
 //! The `[task]` kind and the `[data]` table: which files, which columns, how long a row may be.
 
+mod questions;
+
+pub use questions::{DOC_STRIDE, QUESTION_LENGTH};
+
 use schemars::JsonSchema;
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -11,7 +15,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::label_sets::LabelForm;
-use super::reader::questions::{QuestionOptions, key_of};
 use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
@@ -295,11 +298,6 @@ pub struct DataConfig {
     pub cache: bool,
 }
 
-/// Of rows of questions with their contexts, as in `transformers`' run_qa.py.
-pub const QUESTION_LENGTH: usize = 384;
-/// Tokens that windows of a context share, as there.
-pub const DOC_STRIDE: usize = 128;
-
 fn text_columns() -> Columns {
     Column::Name("text".into()).into()
 }
@@ -576,6 +574,9 @@ impl DataConfig {
         if self.pattern.is_some() {
             return not("data.pattern", "is set, but tokens reads conll and jsonl; remove the key");
         }
+        if self.join != space() {
+            return not("data.join", "is set, but tokens joins no columns; remove the key");
+        }
         if !self.header {
             return not("data.header", "is false, but conll never has a header; remove the key");
         }
@@ -596,74 +597,6 @@ impl DataConfig {
             }
         }
         Ok(())
-    }
-
-    /// What questions have no use for, or need.
-    fn check_questions(&self) -> Result<(), Invalid> {
-        let not = |key, message: String| Err(Invalid::new(key, message));
-        for (key, columns) in [("data.text", &self.text), ("data.label", &self.label)] {
-            match columns.as_slice() {
-                [one] => drop(key_of(one).map_err(|message| Invalid::new(key, message))?),
-                several => return not(key, format!("has {} columns, but span reads one; give one", several.len())),
-            }
-        }
-        if let Some(context) = &self.text_pair {
-            key_of(context).map_err(|message| Invalid::new("data.text_pair", message))?;
-        }
-        let set = [
-            ("data.pattern", self.pattern.is_some()),
-            ("data.header", !self.header),
-            ("data.rename_labels", !self.rename_labels.is_empty()),
-            ("data.labels", self.labels.is_some()),
-        ];
-        if let Some((key, _)) = set.iter().find(|(_, set)| *set) {
-            return not(key, "is set, but span reads questions from JSON, which have no labels; remove the key".into());
-        }
-        if let Some((path, format)) = self.file_of(|f| !matches!(f, Some(Format::Squad | Format::Jsonl))) {
-            let message = format!(
-                "is not set and {} is {format}, but span reads SQuAD's json (squad) and jsonl; set it to one",
-                path.display()
-            );
-            return not("data.format", message);
-        }
-        match self.doc_stride {
-            Some(stride) if stride >= self.max_length => {
-                not("data.doc_stride", format!("is {stride}, expected less than data.max_length, {}", self.max_length))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Puts in what a question's config leaves out: `is_set` tells of a key whether the config has it.
-    pub fn fill_in_questions(&mut self, is_set: impl Fn(&str) -> bool) {
-        let named = |name: &str| Column::Name(name.into());
-        if !is_set("data.max_length") {
-            self.max_length = QUESTION_LENGTH;
-        }
-        if !is_set("data.text") {
-            self.text = named("question").into();
-        }
-        if !is_set("data.label") {
-            self.label = named("answers").into();
-        }
-        self.text_pair.get_or_insert(named("context"));
-        self.doc_stride.get_or_insert(DOC_STRIDE.min(self.max_length.saturating_sub(1)));
-    }
-
-    /// How questions are read, once [`Self::fill_in_questions`] has put in what was left out.
-    pub fn question_options(&self) -> QuestionOptions {
-        let name = |column: Option<&Column>| column.map_or_else(String::new, |c| key_of(c).unwrap_or_default());
-        QuestionOptions {
-            // An extension says jsonl where SQuAD's files are meant, which the content tells.
-            format: self.format,
-            question: name(Some(self.text.first())),
-            context: name(self.text_pair.as_ref()),
-            answers: name(Some(self.label.first())),
-            answered: true,
-            encoding: self.encoding,
-            on_bad_row: self.on_bad_row,
-            naming: Naming::Config,
-        }
     }
 
     /// How sentences are read.

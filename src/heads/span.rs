@@ -147,6 +147,8 @@ impl Best {
         }
         self.pieces.sort_by(|a, b| b.score().total_cmp(&a.score()).then(a.order.cmp(&b.order)));
         self.pieces.truncate(decoding.n_best_size);
+        // There are hundreds before, and a set has many questions.
+        self.pieces.shrink_to_fit();
     }
 
     /// The answers from the best on, at most `n_best_size`; where a question may have none, that is among them, last if it would

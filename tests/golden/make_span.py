@@ -8,6 +8,7 @@ question and context beside `input_ids`, `token_type_ids` and `answer`, the plac
 rows, and its softmax sees the padding; so each row is a batch of its own here. `logits` are [tokens of all rows, 2].
 """
 import importlib.util
+import json
 import random
 import shutil
 import sys
@@ -122,8 +123,8 @@ def decoding(path):
         utils_qa.open, utils_qa.os.path.isdir = lambda name, mode: Saved(saved, name), lambda _: True
         predictions = utils_qa.postprocess_qa_predictions(
             examples, features, (padded[..., 0], padded[..., 1]), with_none, n_best, longest_answer, threshold, "out")
-        null_odds = __import__("json").loads(saved["out/null_odds.json"]) if with_none else {}
-        nbest = __import__("json").loads(saved["out/nbest_predictions.json"])
+        null_odds = json.loads(saved["out/null_odds.json"]) if with_none else {}
+        nbest = json.loads(saved["out/nbest_predictions.json"])
         best = {qid: next(p["text"] for p in found if p["text"]) for qid, found in nbest.items()}
         cases.append(dict(with_none=with_none, n_best_size=n_best, max_answer_length=longest_answer, threshold=threshold,
                           predictions=predictions, null_odds=null_odds, nbest=nbest,

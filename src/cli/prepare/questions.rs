@@ -28,9 +28,9 @@ impl Prepared {
         let stride = data.doc_stride.unwrap_or(DOC_STRIDE);
         let encoder = pretrained.encoder_config();
         let mut read = |split: &str, files: &Files| {
-            let loaded = load_questions(files, &options, &tokenizer, reporter)?;
+            let loaded = load_questions(files, &options, &tokenizer, data.max_length, reporter)?;
             skipped.insert(split.to_owned(), loaded.skipped.clone());
-            let set = loaded.rows(&tokenizer, data.max_length, stride, files)?;
+            let set = loaded.rows(&tokenizer, stride, files);
             set.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
             Ok::<_, Error>(set)
         };
@@ -79,13 +79,14 @@ pub fn load_questions(
     files: &Files,
     options: &QuestionOptions,
     tokenizer: &Tokenizer,
+    max_length: usize,
     reporter: &mut dyn Reporter,
 ) -> Result<Loaded> {
     let mut progress = |questions: u64| {
         report(reporter, questions, None);
         interrupted(reporter)
     };
-    let loaded = span::load(files, options, tokenizer, &mut progress)?;
+    let loaded = span::load(files, options, tokenizer, max_length, &mut progress)?;
     if let Some(repaired) = loaded.repaired.describe() {
         let message = format!("{}: {repaired}", files.name().display());
         reporter.event(&Event::Warning { message });

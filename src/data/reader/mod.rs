@@ -137,6 +137,38 @@ impl Fault {
     }
 }
 
+/// How far a reader is.
+#[derive(Default)]
+struct Walk {
+    /// Rows so far, bad ones too.
+    row: u64,
+    done: bool,
+    skipped: Skipped,
+}
+
+/// The next row that `read` gives. Bad ones are skipped or end the reading, as a setting says; other faults end it always.
+fn next_row<R, T>(
+    reader: &mut R,
+    walk: impl Fn(&mut R) -> (&mut Walk, OnBadRow),
+    read: impl Fn(&mut R) -> Result<Option<T>, Fault>,
+) -> Option<Result<T>> {
+    while !walk(reader).0.done {
+        let read = read(reader);
+        let (walk, on_bad_row) = walk(reader);
+        walk.row += 1;
+        match read {
+            Ok(Some(row)) => return Some(Ok(row)),
+            Ok(None) => walk.done = true,
+            Err(Fault::Row(e)) if on_bad_row == OnBadRow::Skip => walk.skipped.add(e),
+            Err(Fault::Row(e) | Fault::Stop(e)) => {
+                walk.done = true;
+                return Some(Err(e));
+            }
+        }
+    }
+    None
+}
+
 /// What a format takes out of a row.
 struct Fields {
     text: String,
@@ -164,9 +196,7 @@ pub struct Reader {
     opened: usize,
     /// The first file, for messages about all.
     first: PathBuf,
-    row: u64,
-    done: bool,
-    skipped: Skipped,
+    walk: Walk,
     /// Labels that were renamed.
     renamed: BTreeSet<String>,
     bytes_read: Arc<AtomicU64>,
@@ -235,9 +265,7 @@ impl Reader {
             files: VecDeque::new(),
             opened: 0,
             first,
-            row: 0,
-            done: false,
-            skipped: Skipped::default(),
+            walk: Walk::default(),
             renamed: BTreeSet::new(),
             bytes_read: Arc::default(),
         }
@@ -245,7 +273,7 @@ impl Reader {
 
     /// What was skipped so far.
     pub fn skipped(&self) -> &Skipped {
-        &self.skipped
+        &self.walk.skipped
     }
 
     /// The keys of `rename_labels` that no row so far had as its label.
@@ -258,7 +286,7 @@ impl Reader {
     /// # Errors
     /// [`Error::Input`] with the first file.
     pub fn check_not_empty(&self, rows: usize) -> Result<()> {
-        match (rows, self.skipped.describe()) {
+        match (rows, self.walk.skipped.describe()) {
             (0, None) => Err(Error::in_file(&self.first, "the file has no rows of data")),
             (0, Some(skipped)) => Err(Error::in_file(&self.first, format!("no row can be read; {skipped}"))),
             _ => Ok(()),
@@ -279,7 +307,7 @@ impl Reader {
 
     fn read(&mut self) -> Result<Option<Example>, Fault> {
         loop {
-            let row = self.row + 1;
+            let row = self.walk.row + 1;
             let read = match &mut self.rows {
                 Some(Rows::Delimited(r)) => r.read(row)?,
                 Some(Rows::JsonLines(r)) => r.read(row)?,
@@ -333,20 +361,7 @@ impl Iterator for Reader {
     type Item = Result<Example>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.done {
-            let read = self.read();
-            self.row += 1;
-            match read {
-                Ok(Some(example)) => return Some(Ok(example)),
-                Ok(None) => self.done = true,
-                Err(Fault::Row(e)) if self.options.on_bad_row == OnBadRow::Skip => self.skipped.add(e),
-                Err(Fault::Row(e) | Fault::Stop(e)) => {
-                    self.done = true;
-                    return Some(Err(e));
-                }
-            }
-        }
-        None
+        next_row(self, |reader| (&mut reader.walk, reader.options.on_bad_row), Self::read)
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::jsonl::kind_of;
 use super::lines::Lines;
 use super::source::{decode, decompress};
-use super::{Fault, Naming, Skipped, extensions, name_of, open_file};
+use super::{Fault, Naming, Skipped, Walk, extensions, name_of, next_row, open_file};
 use crate::data::config::{Column, Format};
 use crate::data::settings::{Encoding, OnBadRow, STANDARD_INPUT};
 use crate::data::span::{Answer, Question};
@@ -86,9 +86,7 @@ pub struct QuestionReader {
     options: QuestionOptions,
     files: VecDeque<PathBuf>,
     source: Option<Source>,
-    row: u64,
-    done: bool,
-    skipped: Skipped,
+    walk: Walk,
     repaired: Repaired,
     /// Ids so far and their rows, where answers are read.
     ids: HashMap<String, u64>,
@@ -123,9 +121,7 @@ impl QuestionReader {
             options: options.clone(),
             files: files.iter().cloned().collect(),
             source: None,
-            row: 0,
-            done: false,
-            skipped: Skipped::default(),
+            walk: Walk::default(),
             repaired: Repaired::default(),
             ids: HashMap::new(),
         };
@@ -135,7 +131,7 @@ impl QuestionReader {
 
     /// What was skipped so far.
     pub fn skipped(&self) -> &Skipped {
-        &self.skipped
+        &self.walk.skipped
     }
 
     /// The answers that were found elsewhere so far.
@@ -208,7 +204,7 @@ impl QuestionReader {
 
     fn checked(&mut self, found: Found) -> Result<Question, Fault> {
         let Found { line, file, what } = found;
-        let row = self.row + 1;
+        let row = self.walk.row + 1;
         let wrong = |message: String| Fault::Row(Error::at_line(&file, line, message));
         let Parts { id: given_id, question, context, answers, is_impossible } = what.map_err(wrong)?;
         let id = match &given_id {
@@ -252,20 +248,7 @@ impl Iterator for QuestionReader {
     type Item = Result<Question>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.done {
-            let read = self.read();
-            self.row += 1;
-            match read {
-                Ok(Some(question)) => return Some(Ok(question)),
-                Ok(None) => self.done = true,
-                Err(Fault::Row(e)) if self.options.on_bad_row == OnBadRow::Skip => self.skipped.add(e),
-                Err(Fault::Row(e) | Fault::Stop(e)) => {
-                    self.done = true;
-                    return Some(Err(e));
-                }
-            }
-        }
-        None
+        next_row(self, |reader| (&mut reader.walk, reader.options.on_bad_row), Self::read)
     }
 }
 

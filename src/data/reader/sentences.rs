@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::jsonl::{canonical, kind_of};
 use super::lines::Lines;
 use super::source::decompress;
-use super::{Fault, Naming, Skipped, extensions, name_of, open_file};
+use super::{Fault, Naming, Skipped, Walk, extensions, name_of, next_row, open_file};
 use crate::data::config::{Column, Format};
 use crate::data::settings::{Encoding, OnBadRow, STANDARD_INPUT};
 use crate::data::tagging::words::{Word, words_of, words_with_spans};
@@ -39,9 +39,7 @@ pub struct SentenceReader {
     options: SentenceOptions,
     files: VecDeque<PathBuf>,
     rows: Option<(Lines, Layout)>,
-    row: u64,
-    done: bool,
-    skipped: Skipped,
+    walk: Walk,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,14 +55,14 @@ impl SentenceReader {
     /// When the first file cannot be opened or its format is not one of sentences.
     pub fn open(files: &[PathBuf], options: &SentenceOptions) -> Result<Self> {
         let (files, options) = (files.iter().cloned().collect(), options.clone());
-        let mut reader = Self { options, files, rows: None, row: 0, done: false, skipped: Skipped::default() };
+        let mut reader = Self { options, files, rows: None, walk: Walk::default() };
         reader.next_file()?;
         Ok(reader)
     }
 
     /// What was skipped so far.
     pub fn skipped(&self) -> &Skipped {
-        &self.skipped
+        &self.walk.skipped
     }
 
     fn next_file(&mut self) -> Result<bool> {
@@ -103,7 +101,7 @@ impl SentenceReader {
 
     fn read(&mut self) -> Result<Option<Sentence>, Fault> {
         loop {
-            let row = self.row + 1;
+            let row = self.walk.row + 1;
             let Some((lines, layout)) = &mut self.rows else { return Ok(None) };
             let read = match layout {
                 Layout::Conll => conll(lines, &self.options, row)?,
@@ -126,20 +124,7 @@ impl Iterator for SentenceReader {
     type Item = Result<Sentence>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while !self.done {
-            let read = self.read();
-            self.row += 1;
-            match read {
-                Ok(Some(sentence)) => return Some(Ok(sentence)),
-                Ok(None) => self.done = true,
-                Err(Fault::Row(e)) if self.options.on_bad_row == OnBadRow::Skip => self.skipped.add(e),
-                Err(Fault::Row(e) | Fault::Stop(e)) => {
-                    self.done = true;
-                    return Some(Err(e));
-                }
-            }
-        }
-        None
+        next_row(self, |reader| (&mut reader.walk, reader.options.on_bad_row), Self::read)
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Loaded {
     /// Token ids of each context.
     contexts: Vec<Vec<u32>>,
     index: HashMap<Arc<str>, u32>,
+    /// Of a row, in tokens.
+    max_length: usize,
     pub skipped: Skipped,
     pub repaired: Repaired,
 }
@@ -36,7 +38,7 @@ struct Encoded {
     line: u64,
 }
 
-/// Reads and tokenises questions with their answers; `progress` is told how many there are so far, and an error from it ends
+/// Reads and tokenises questions with their answers, for rows of at most `max_length` tokens; `progress` is told how many there are so far, and an error from it ends
 /// the work.
 ///
 /// # Errors
@@ -45,19 +47,22 @@ pub fn load(
     files: &Files,
     options: &QuestionOptions,
     tokenizer: &Tokenizer,
+    max_length: usize,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Loaded> {
     let mut reader = QuestionReader::open(files.as_slice(), options)?;
-    let mut loaded = Loaded::default();
+    let mut loaded = Loaded { max_length, ..Loaded::default() };
+    let mut bad = Skipped::default();
     loop {
         let chunk = reader.by_ref().take(CHUNK).collect::<Result<Vec<Question>>>()?;
         if chunk.is_empty() {
             break;
         }
-        loaded.add(chunk, tokenizer)?;
+        loaded.add(chunk, tokenizer, &mut |error| bad.skip(error, options.on_bad_row))?;
         progress(loaded.asked.len() as u64)?;
     }
     loaded.skipped = reader.skipped().clone();
+    loaded.skipped.append(bad);
     loaded.repaired = reader.repaired().clone();
     if loaded.asked.is_empty() {
         let skipped = loaded.skipped.describe().map_or_else(String::new, |s| format!("; {s}"));
@@ -76,14 +81,20 @@ pub fn unanswered(
     max_length: usize,
     stride: usize,
 ) -> Result<Dataset> {
-    let mut loaded = Loaded::default();
+    let mut loaded = Loaded { max_length, ..Loaded::default() };
     let file = questions.first().map(|q| q.file.to_path_buf()).unwrap_or_default();
-    loaded.add(questions, tokenizer)?;
-    loaded.rows(tokenizer, max_length, stride, &Files::from(file))
+    loaded.add(questions, tokenizer, &mut Err)?;
+    Ok(loaded.rows(tokenizer, stride, &Files::from(file)))
 }
 
 impl Loaded {
-    fn add(&mut self, chunk: Vec<Question>, tokenizer: &Tokenizer) -> Result<()> {
+    /// Adds questions; `bad` says what becomes of one that leaves less than [`LEAST_ROOM`] tokens of a row to its context.
+    fn add(
+        &mut self,
+        chunk: Vec<Question>,
+        tokenizer: &Tokenizer,
+        bad: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<()> {
         let mut new: Vec<&Question> = vec![];
         let mut numbers = Vec::with_capacity(chunk.len());
         for question in &chunk {
@@ -112,12 +123,30 @@ impl Loaded {
         };
         let encoded: Vec<_> = chunk.par_iter().map(encode).collect();
         for ((question, ids), context) in chunk.into_iter().zip(encoded).zip(numbers) {
+            let ids = ids?;
+            let room = self.room(tokenizer, &ids);
+            if room < LEAST_ROOM.min(self.contexts[context as usize].len()) {
+                let message = format!(
+                    "question \"{}\" has {} tokens, which leaves {room} of max_length {} for its context; shorten it, or raise \
+                     data.max_length (--max-length)",
+                    question.id,
+                    ids.len(),
+                    self.max_length
+                );
+                bad(failed(&question, message))?;
+                continue;
+            }
             let answer = question.answers.first().map(|answer: &Answer| (answer.start, answer.end()));
-            self.asked.push(Encoded { ids: ids?, answer, line: question.line });
+            self.asked.push(Encoded { ids, answer, line: question.line });
             let answers = question.answers.into_iter().map(|answer| answer.text).collect();
             self.questions.asked.push(Asked { id: question.id, context, answers });
         }
         Ok(())
+    }
+
+    /// Tokens of a row that a question leaves to its context.
+    fn room(&self, tokenizer: &Tokenizer, question: &[u32]) -> usize {
+        self.max_length.saturating_sub(tokenizer.special_tokens_count(true) + question.len())
     }
 
     /// Questions.
@@ -129,26 +158,12 @@ impl Loaded {
         self.asked.is_empty()
     }
 
-    /// Rows of at most `max_length` tokens; windows of one context share `stride` tokens, or, where a long question leaves no room
-    /// for that, half of theirs.
-    ///
-    /// # Errors
-    /// When a question leaves less than [`LEAST_ROOM`] tokens for the context.
-    pub fn rows(self, tokenizer: &Tokenizer, max_length: usize, stride: usize, files: &Files) -> Result<Dataset> {
+    /// Rows; windows of one context share `stride` tokens, or, where a long question leaves no room for that, half of theirs.
+    pub fn rows(self, tokenizer: &Tokenizer, stride: usize, files: &Files) -> Dataset {
         let (mut tokens, mut rows, mut lines) = (vec![], vec![], vec![]);
-        let most = max_length.saturating_sub(tokenizer.special_tokens_count(true));
         for (number, (question, asked)) in self.asked.iter().zip(&self.questions.asked).enumerate() {
-            let room = most.saturating_sub(question.ids.len());
+            let room = self.room(tokenizer, &question.ids);
             let context = &self.contexts[asked.context as usize];
-            if room < LEAST_ROOM.min(context.len()) {
-                let message = format!(
-                    "question \"{}\" has {} tokens, which leaves {room} of max_length {max_length} for its context; shorten it, \
-                     or raise data.max_length (--max-length)",
-                    asked.id,
-                    question.ids.len()
-                );
-                return Err(Error::at_line(files.name(), question.line, message));
-            }
             let stride = if stride < room { stride } else { room / 2 };
             let offsets = &self.questions.contexts[asked.context as usize].offsets;
             for window in windows(context.len(), room.max(1), stride) {
@@ -167,7 +182,7 @@ impl Loaded {
             }
         }
         let targets = Targets::Spans(SpanRows::new(rows, self.questions));
-        Ok(Dataset { tokens: Tokens::from_rows(tokens), targets, lines, file: files.name() })
+        Dataset { tokens: Tokens::from_rows(tokens), targets, lines, file: files.name() }
     }
 }
 
