@@ -138,6 +138,7 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         total_steps,
         epochs: config.train.epochs,
         estimated_peak_rss_bytes: memory.peak_rss_bytes,
+        estimated_growth_bytes: memory.growth_bytes,
         resumed_from: args.resume.then_some(state.step),
     }];
     allow_tf32(train.tf32);

@@ -33,6 +33,8 @@ pub enum Event {
         epochs: f64,
         /// What the run's peak of memory will be, in bytes.
         estimated_peak_rss_bytes: u64,
+        /// What of it the process does not hold yet: the same for the same model, data and settings.
+        estimated_growth_bytes: u64,
         /// The step a resumed run goes on from.
         #[serde(skip_serializing_if = "Option::is_none")]
         resumed_from: Option<u64>,
