@@ -4,12 +4,11 @@ use super::model::ModelArgs;
 use super::prepare::{Loader, eval_set, family, label_targets, load_questions, load_sentences};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
-use super::{Globals, InputArgs, SpanArgs};
+use super::{Globals, InputArgs, SpanArgs, TagArgs};
 use crate::data::config::{Column, TaskKind};
 use crate::data::label_sets::all_names;
 use crate::data::settings::Files;
 use crate::data::tagging::TagForm;
-use crate::data::tagging::scheme::Scheme;
 use crate::data::{LabelMap, Skipped, Targets};
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
@@ -65,6 +64,8 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub input: InputArgs,
     #[command(flatten)]
+    pub tags: TagArgs,
+    #[command(flatten)]
     pub span: SpanArgs,
 }
 
@@ -87,16 +88,22 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     if let Some(flag) = of_answers.filter(|_| task.kind != TaskKind::Span) {
         return Err(Error::input(format!("{flag} is for span, and this model's task is {}; leave it out", task.kind)));
     }
+    let of_tags = args.tags.given().or(args.strict_tags.then_some("--strict-tags"));
+    if let Some(flag) = of_tags.filter(|_| task.kind != TaskKind::Tokens) {
+        return Err(Error::input(format!(
+            "{flag} is for tokens, and this model's task is {}; leave it out",
+            task.kind
+        )));
+    }
     let files = input_files("--data", &args.data)?;
     let file = files.name();
     let (set, skipped) = match task.kind {
         TaskKind::Tokens if args.label_delimiter.is_some() || args.slice_by.is_some() => {
             return Err(Error::input("--label-delimiter and --slice-by are not for tags of words; leave them out"));
         }
-        TaskKind::Tokens => sentences(&scoring, &task, &files, args.strict_tags, ui)?,
-        TaskKind::Span if args.label_delimiter.is_some() || args.slice_by.is_some() || args.strict_tags => {
-            let message = "--label-delimiter, --slice-by and --strict-tags are not for answers; leave them out";
-            return Err(Error::input(message));
+        TaskKind::Tokens => sentences(&scoring, args, &task, &files, ui)?,
+        TaskKind::Span if args.label_delimiter.is_some() || args.slice_by.is_some() => {
+            return Err(Error::input("--label-delimiter and --slice-by are not for answers; leave them out"));
         }
         TaskKind::Span => questions(&scoring, &args.span, &files, ui)?,
         TaskKind::Multilabel if args.label_delimiter.as_deref() == Some("") => {
@@ -104,9 +111,6 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         }
         kind if args.label_delimiter.is_some() && kind != TaskKind::Multilabel => {
             return Err(Error::input(format!("--label-delimiter is for multilabel, and this model's task is {kind}")));
-        }
-        _ if args.strict_tags => {
-            return Err(Error::input(format!("--strict-tags is for tokens, and this model's task is {}", task.kind)));
         }
         _ => rows(&scoring, &task, &files, ui)?,
     };
@@ -185,14 +189,14 @@ fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(E
 /// The same of words with tags.
 fn sentences(
     scoring: &Scoring,
+    args: &EvalArgs,
     task: &Task,
     files: &Files,
-    strict_tags: bool,
     ui: &mut Ui,
 ) -> Result<(EvalSet, Skipped)> {
     let options = scoring.sentence_options(files, true)?;
     let (form, rename) = scoring.tag_form();
-    let strict_tags = strict_tags.then(|| form.written().unwrap_or_else(|| Scheme::of(&task.labels)));
+    let (reading, _) = scoring.tag_reading(&args.tags, args.strict_tags)?;
     // What breaks the scheme counts as it stands: the file is the user's, and the model's answers are no better.
     let form = TagForm { scheme: None, ..form };
     let loaded = load_sentences(files, &options, form, &rename, &scoring.tokenizer, ui)?;
@@ -200,7 +204,7 @@ fn sentences(
     let data = loaded.rows(&labels, &scoring.tokenizer, scoring.max_length, false, files)?;
     let encoder = scoring.pretrained.encoder_config();
     data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
-    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags, spans: None }, loaded.skipped))
+    Ok((EvalSet { name: "eval".into(), data, slices: None, tags: Some(reading), spans: None }, loaded.skipped))
 }
 
 /// Beyond, a matrix of classes × classes is longer than a line of JSON should be.
@@ -215,7 +219,7 @@ fn questions(scoring: &Scoring, args: &SpanArgs, files: &Files, ui: &mut Ui) -> 
     let lacks = matches!(&data.targets, Targets::Spans(spans) if spans.lacks_answers());
     let null_threshold = decoding.null_threshold.or(lacks.then_some(0.0));
     let spans = Some(SpanDecoding { null_threshold, ..decoding });
-    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags: None, spans }, skipped))
+    Ok((EvalSet { name: "eval".into(), data, slices: None, tags: None, spans }, skipped))
 }
 
 const MOST_CLASSES: usize = 200;

@@ -23,6 +23,7 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::TagReading;
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
@@ -116,7 +117,7 @@ impl Prepared {
                 let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
                 let slices = all.slices.map(|s| s.subset(&eval_rows));
                 let data = all.data.subset(&eval_rows);
-                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: None, spans: None };
+                let eval = EvalSet { name: "eval".into(), data, slices, tags: None, spans: None };
                 (all.data.subset(&train_rows), vec![eval])
             }
             _ => (all.data, eval),
@@ -160,24 +161,24 @@ impl Prepared {
         drop(all);
         let mut scored = data.eval_sets();
         scored.extend(data.test.as_ref().map(|files| ("test".to_owned(), files)));
-        let scheme = || form.written().unwrap_or_else(|| Scheme::of(labels.names()));
-        let strict_tags = config.eval.strict_tags.then(scheme);
+        let scheme = form.written().unwrap_or_else(|| Scheme::of(labels.names()));
+        let reading = TagReading { scheme, decoding: config.eval.tag_decoding, strict: config.eval.strict_tags };
+        reading.decoder(labels.names()).map_err(|message| {
+            let hint = "set data.tag_scheme to that of the tags, or remove the key";
+            Error::input(format!("eval.tag_decoding is \"{}\", but {message}; {hint}", reading.decoding.name()))
+        })?;
+        let tags = Some(reading);
         let mut eval = vec![];
         for (name, files) in scored {
             let loaded = read(&name, files)?;
-            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, strict_tags, spans: None });
+            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, tags, spans: None });
         }
         let test = if data.test.is_some() { eval.pop() } else { None };
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
-                let eval = EvalSet {
-                    name: "eval".into(),
-                    data: train.subset(&eval_rows),
-                    slices: None,
-                    strict_tags,
-                    spans: None,
-                };
+                let eval =
+                    EvalSet { name: "eval".into(), data: train.subset(&eval_rows), slices: None, tags, spans: None };
                 (train.subset(&train_rows), vec![eval])
             }
             _ => (train, eval),
@@ -447,7 +448,7 @@ pub fn eval_set(
     let encoder = pretrained.encoder_config();
     tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
-    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: None, spans: None })
+    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), tags: None, spans: None })
 }
 
 /// The model must have a position for every token.

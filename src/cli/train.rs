@@ -161,7 +161,8 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     run.write("config.toml", &config.to_toml()?)?;
     run.write("run.json", &manifest(&config, &prepared, globals, &device)?)?;
 
-    let extra = BertftJson::new(config.task.kind, &config.data).with_spans(prepared.spans);
+    let extra =
+        BertftJson::new(config.task.kind, &config.data).with_tags(config.eval.tag_decoding).with_spans(prepared.spans);
     let outcome = Trainer {
         model: &mut model,
         train: &prepared.train,

@@ -2,6 +2,7 @@
 
 use crate::data::config::{Column, Invalid, TaskKind};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::TagDecoding;
 use crate::metrics::threshold::Criterion;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,10 @@ pub struct EvalConfig {
     /// E or S, else IOB2. Default false: as conlleval reads them.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub strict_tags: bool,
+    /// For tokens: how tags are found, here and with the model. Viterbi's algorithm needs tags of a scheme: that of
+    /// data.convert_tags or data.tag_scheme, else IOBES where any tag begins with E or S, else IOB2. Default argmax.
+    #[serde(skip_serializing_if = "TagDecoding::is_argmax")]
+    pub tag_decoding: TagDecoding,
     /// For span: so many of the highest scores to begin and to end an answer are tried with each other. Default 20.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
@@ -54,6 +59,10 @@ impl EvalConfig {
         self.check_answers(task)?;
         if self.strict_tags && task != TaskKind::Tokens {
             return Err(Invalid::new("eval.strict_tags", format!("is true, but {task} has no tags; remove the key")));
+        }
+        if !self.tag_decoding.is_argmax() && task != TaskKind::Tokens {
+            let message = format!("is \"{}\", but {task} has no tags; remove the key", self.tag_decoding.name());
+            return Err(Invalid::new("eval.tag_decoding", message));
         }
         if self.threshold_per_label {
             let message = match (task, self.tune_threshold) {
