@@ -72,10 +72,14 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         let reader = QuestionReader::open(files.as_slice(), &scoring.question_options(&files, false)?)?;
         let reading = Reading { reader, skipped_of: QuestionReader::skipped, skipped: Arc::clone(&skipped) };
         let (model, tokenizer) = (&mut scoring.model, &scoring.tokenizer);
+        let mut without_room = Skipped::default();
         for chunk in chunks(reading, CHUNK, waits) {
             let found = span::predict(model, tokenizer, chunk?, batch_size, windows, &decoding)?;
-            write(&found, &mut output, ui)?;
+            write(&found.predictions, &mut output, ui)?;
+            without_room.append(found.skipped);
+            found.failed.map_or(Ok(()), Err)?;
         }
+        skipped.lock().unwrap_or_else(PoisonError::into_inner).append(without_room);
     } else if kind == TaskKind::Tokens {
         let (_, decoder) = scoring.tag_reading(&args.tags, false)?;
         let reader = SentenceReader::open(files.as_slice(), &scoring.sentence_options(&files, false)?)?;

@@ -297,7 +297,8 @@ impl Scoring {
                 .unwrap_or(usual.max_answer_length),
             null_threshold: args.null_score_diff_threshold.or(extra.and_then(|e| e.null_score_diff_threshold)),
         };
-        Ok((Windows { max_length: self.max_length, doc_stride }, decoding))
+        let on_bad_row = self.input.on_bad_row.unwrap_or_default();
+        Ok((Windows { max_length: self.max_length, doc_stride, on_bad_row }, decoding))
     }
 
     /// What becomes of the tags of files: what became of those in training.

@@ -89,7 +89,7 @@ impl Skipped {
     }
 
     /// Adds what was skipped elsewhere.
-    pub(super) fn append(&mut self, other: Self) {
+    pub fn append(&mut self, other: Self) {
         self.rows += other.rows;
         let room = Self::LISTED.saturating_sub(self.first.len());
         self.first.extend(other.first.into_iter().take(room));
