@@ -201,6 +201,14 @@ fn mistakes_are_told() {
     fs::write(place.path("e.jsonl"), "{\"text\":\"ab\",\"spans\":[{\"start\":0,\"end\":9,\"label\":\"X\"}]}\n")
         .unwrap();
     place.refused(&train(&["data.train=e.jsonl"]), &["e.jsonl:1", "span 0 to 9, but the text has 2 characters"]);
+    // A column that the config names is that column, also where it has the name that others have by default.
+    let both = json!({"words": ["a"], "text": ["Ada", "met"], "tags": ["O"], "label": ["B-PER", "O"]});
+    fs::write(place.path("both.jsonl"), format!("{both}\n")).unwrap();
+    let of_both = ["data.train=both.jsonl", "data.eval=both.jsonl"];
+    place.refused(&train(&of_both), &["both.jsonl", "the rows have no label but [O]"]);
+    place.refused(&train(&[&of_both[..], &["data.text=text"]].concat()), &["both.jsonl:1", "2 words and 1 tags"]);
+    let (code, _, err) = place.run(&train(&[&of_both[..], &["data.text=text", "data.label=label"]].concat()), "");
+    assert_eq!(code, 0, "{err}");
     fs::write(place.path("f.csv"), "text,label\na,b\n").unwrap();
     place.refused(&train(&["data.train=f.csv"]), &["data.format", "f.csv is csv", "conll"]);
     for (set, says) in [

@@ -237,8 +237,8 @@ impl Scoring {
         };
         Ok(SentenceOptions {
             format: input.format.or(trained),
-            words: input.text.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.text), "text")),
-            tags: self.label.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.label), "label")),
+            words: input.text.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.text), "words")),
+            tags: self.label.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.label), "tags")),
             tagged,
             encoding,
             on_bad_row: input.on_bad_row.unwrap_or_default(),

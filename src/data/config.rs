@@ -298,6 +298,15 @@ pub struct DataConfig {
     pub cache: bool,
 }
 
+/// The columns of words and of their tags where a config names none: the first of the usual ones, of which jsonl may have others.
+const WORDS: &str = "words";
+const TAGS: &str = "tags";
+
+/// A column of sentences, if it is another than the usual one.
+fn set_column(column: &Column, usual: &str) -> Option<Column> {
+    (*column != Column::Name(usual.into())).then(|| column.clone())
+}
+
 fn text_columns() -> Columns {
     Column::Name("text".into()).into()
 }
@@ -588,10 +597,9 @@ impl DataConfig {
             return Err(Invalid::new("data.format", message));
         }
         let conll = self.file_of(|f| f == Some(Format::Conll)).is_some();
-        for (key, columns, usual) in
-            [("data.text", &self.text, text_columns()), ("data.label", &self.label, label_column())]
-        {
-            if conll && *columns != usual && matches!(columns.first(), Column::Name(_)) {
+        for (key, columns, usual) in [("data.text", &self.text, WORDS), ("data.label", &self.label, TAGS)] {
+            let named = |column: &Column| matches!(column, Column::Name(name) if name != usual);
+            if conll && named(columns.first()) {
                 let message = format!("is {columns}, expected a 0-based index: columns of conll have no names");
                 return Err(Invalid::new(key, message));
             }
@@ -599,13 +607,22 @@ impl DataConfig {
         Ok(())
     }
 
-    /// How sentences are read.
+    /// Puts in what a config of words with tags leaves out: `is_set` tells of a key whether the config has it.
+    pub fn fill_in_sentences(&mut self, is_set: impl Fn(&str) -> bool) {
+        if !is_set("data.text") {
+            self.text = Column::Name(WORDS.into()).into();
+        }
+        if !is_set("data.label") {
+            self.label = Column::Name(TAGS.into()).into();
+        }
+    }
+
+    /// How sentences are read, once [`Self::fill_in_sentences`] has put in what was left out.
     pub fn sentence_options(&self) -> SentenceOptions {
-        let set = |columns: &Columns, usual: Columns| (*columns != usual).then(|| columns.first().clone());
         SentenceOptions {
             format: self.format,
-            words: set(&self.text, text_columns()),
-            tags: set(&self.label, label_column()),
+            words: set_column(self.text.first(), WORDS),
+            tags: set_column(self.label.first(), TAGS),
             tagged: true,
             encoding: self.encoding,
             on_bad_row: self.on_bad_row,
