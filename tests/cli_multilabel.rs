@@ -134,6 +134,11 @@ fn mistakes_are_told() {
     fs::write(place.path("bad.csv"), "text,joy,fear\na,1,0\nb,2,0\n").unwrap();
     let flags = ["data.train=bad.csv", "data.header=true", "data.text=text", "data.label=[\"joy\",\"fear\"]"];
     place.refused(&train(&flags), &["bad.csv:3", "label column \"joy\" is \"2\", expected 0 or 1"]);
+    // One such column by itself is one of labels, of which it may not have been thought.
+    fs::write(place.path("one.csv"), "text,joy\na,1\nb,0\nc,1\nd,0\ne,1\n").unwrap();
+    let one = ["data.train=one.csv", "data.header=true", "data.text=text", "data.label=joy", "data.test=one.csv"];
+    let (code, _, err) = place.run(&train(&one), "");
+    assert!(code == 0 && err.contains("data.label = \"joy\" holds 0 or 1") && err.contains("classification"), "{err}");
     let unknown = ["data.labels=[\"neutral\",\"1\"]"];
     place.refused(&train(&unknown), &["train.tsv:", "is not one of [neutral, 1]"]);
     for (set, says) in [

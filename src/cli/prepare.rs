@@ -8,8 +8,8 @@ use super::model::interrupted;
 use crate::check;
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
-use crate::data::config::{EvalSource, TaskKind};
-use crate::data::label_sets::all_names;
+use crate::data::config::{DataConfig, EvalSource, TaskKind};
+use crate::data::label_sets::{all_names, are_flags};
 use crate::data::labels::{value, value_targets};
 use crate::data::load::{LoadProgress, Watch};
 use crate::data::reader::sentences::SentenceOptions;
@@ -79,6 +79,9 @@ impl Prepared {
             contents.extend(sha256s);
             if split == "train" {
                 warn_of_unused(&loaded.unused_renames, reporter);
+                if kind == TaskKind::Multilabel && data.known_labels().is_none() && are_flags(&loaded.labels) {
+                    warn_of_flags(data, reporter);
+                }
             }
             skipped.insert(split.to_owned(), std::mem::take(&mut loaded.skipped));
             Ok::<_, Error>(loaded)
@@ -252,6 +255,16 @@ fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
         let message = format!("data.rename_labels has \"{name}\", which is the label of no training row");
         reporter.event(&Event::Warning { message });
     }
+}
+
+/// A column of 0 and 1 by itself.
+fn warn_of_flags(data: &DataConfig, reporter: &mut dyn Reporter) {
+    let message = format!(
+        "data.label = {} holds 0 or 1 and nothing else, which is read as two labels of these names; for one label that a row has \
+         or has not, set task.kind = \"classification\"",
+        data.label
+    );
+    reporter.event(&Event::Warning { message });
 }
 
 /// The scores that the task yields; `with_none`: whether questions may have no answer.
