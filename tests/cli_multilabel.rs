@@ -105,6 +105,22 @@ fn labels_are_written_in_three_ways() {
         assert_eq!(extra["threshold"].as_object().unwrap().len(), 3, "{extra}");
     }
     assert!(losses[0] == losses[1] && losses[1] == losses[2], "{losses:?}");
+    // Columns of 0 and 1 can be renamed too, and two of them to one label.
+    let renamed = [
+        "data.train=flags.csv",
+        "data.eval=flags.csv",
+        "data.label=[\"joy\",\"fear\",\"anger\"]",
+        "data.rename_labels={ joy = \"up\", fear = \"down\", anger = \"down\" }",
+        "train.max_steps=1",
+        "output.dir=renamed",
+    ];
+    let sets: Vec<&str> = renamed.iter().flat_map(|key| ["--set", key]).collect();
+    let events = place.json(&[&["train", "--config", "d.toml", "--json"], &sets[..]].concat(), "");
+    let data = events.iter().find(|e| e["event"] == "data").unwrap();
+    assert_eq!(data["labels"], json!([["up", 12], ["down", 12]]));
+    assert!(!events.iter().any(|e| e.to_string().contains("rename_labels")), "{events:?}");
+    let again = &place.json(&["eval", "--model", "renamed", "--data", "flags.csv", "--json"], "")[0];
+    assert_eq!(again["per_class"]["down"]["support"], 12);
 
     // `check` counts sets of labels.
     let (code, report, _) = place.run(

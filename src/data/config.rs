@@ -14,7 +14,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::label_sets::LabelForm;
+use super::label_sets::{LabelForm, flag_names};
 use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
@@ -408,11 +408,7 @@ impl DataConfig {
 
     /// The labels in the order of their ids, where the config tells: `labels`, or the names of several label columns.
     pub fn known_labels(&self) -> Option<Vec<String>> {
-        let name = |column: &Column| match column {
-            Column::Name(name) => Some(name.clone()),
-            Column::Index(_) => None,
-        };
-        let columns = || self.label.iter().map(name).collect::<Option<Vec<_>>>().filter(|names| names.len() > 1);
+        let columns = || flag_names(&self.label, &self.rename_labels);
         self.labels.clone().or_else(columns)
     }
 

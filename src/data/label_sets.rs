@@ -1,14 +1,15 @@
 //! Any number of labels a row (`multilabel`): how files write them, the one string that stands for a row's labels from the
 //! reader to the targets, and the targets themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::config::TaskKind;
+use super::config::{Column, TaskKind};
 use super::dataset::Targets;
-use super::labels::{LabelMap, Labels};
+use super::labels::{LabelMap, Labels, renamed};
 use super::places::Places;
 use super::reader::Naming;
+use super::settings::Columns;
 use super::shortened;
 use crate::error::Result;
 
@@ -118,6 +119,20 @@ pub(super) fn of_flags<'c>(columns: impl IntoIterator<Item = (&'c str, &'c str)>
         }
     }
     join(names)
+}
+
+/// The labels of such columns, renamed, each once in the order of their first ones; `None` where columns go by number, or there is
+/// one only, which holds the labels' names.
+pub fn flag_names(columns: &Columns, renames: &BTreeMap<String, String>) -> Option<Vec<String>> {
+    let mut names: Vec<String> = vec![];
+    for column in columns.iter() {
+        let Column::Name(name) = column else { return None };
+        let name = renamed(renames, name).map_or(name, |(_, to)| to);
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    (columns.as_slice().len() > 1).then_some(names)
 }
 
 fn flag(value: &str) -> Option<bool> {
