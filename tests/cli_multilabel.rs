@@ -122,6 +122,12 @@ fn labels_are_written_in_three_ways() {
     let again = &place.json(&["eval", "--model", "renamed", "--data", "flags.csv", "--json"], "")[0];
     assert_eq!(again["per_class"]["down"]["support"], 12);
 
+    // A label without a column would count as one that no row has.
+    let partly = ["eval", "--model", "run-flags.csv", "--data", "flags.csv", "--label", "joy", "--label", "fear"];
+    place.refused(&partly, &["2 columns of 0 and 1, but none is for the model's [anger]"]);
+    let numbered = ["eval", "--model", "run-flags.csv", "--data", "flags.csv", "--label", "1", "--label", "2"];
+    place.refused(&numbered, &["2 columns of 0 and 1, but the model has 3 labels"]);
+
     // `check` counts sets of labels.
     let (code, report, _) = place.run(
         &[

@@ -6,10 +6,10 @@ use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
 use super::{Globals, InputArgs, SpanArgs, TagArgs};
 use crate::data::config::{Column, TaskKind};
-use crate::data::label_sets::all_names;
-use crate::data::settings::Files;
+use crate::data::label_sets::{all_names, flag_names};
+use crate::data::settings::{Columns, Files};
 use crate::data::tagging::TagForm;
-use crate::data::{LabelMap, Skipped, Targets};
+use crate::data::{LabelMap, Skipped, Targets, listed};
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
 use crate::metrics::gate::{Gate, check};
@@ -19,6 +19,7 @@ use crate::train::eval::{EvalSet, evaluate};
 use crate::train::eval_span::SpanScores;
 use clap::Args;
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Score a model on a labelled file
@@ -169,6 +170,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
 /// The rows of labelled files, and what was left out.
 fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
     let options = scoring.labelled_options(files)?;
+    if let (TaskKind::Multilabel, Some(columns)) = (task.kind, &options.label) {
+        check_flag_columns(columns, &options.rename_labels, &task.labels)?;
+    }
     let loader = Loader::new(&scoring.pretrained, scoring.max_length);
     // Which labels are right is known when all were seen.
     let (mut loaded, _) = loader.load(files, &options, &|_| Ok(()), ui)?;
@@ -223,6 +227,31 @@ fn questions(scoring: &Scoring, args: &SpanArgs, files: &Files, ui: &mut Ui) -> 
 }
 
 const MOST_CLASSES: usize = 200;
+
+/// Of columns of 0 and 1 each label of the model must have one: without it no row would seem to have the label.
+fn check_flag_columns(columns: &Columns, renames: &BTreeMap<String, String>, labels: &[String]) -> Result<()> {
+    let given = columns.as_slice().len();
+    let lacks = match flag_names(columns, renames) {
+        Some(names) => {
+            let map = label_map(labels, &names)?;
+            let found: BTreeSet<_> = names.iter().filter_map(|name| map.index(name)).collect();
+            let missing: Vec<&str> = labels
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !found.contains(i))
+                .map(|(_, label)| label.as_str())
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            format!("none is for the model's {}", listed(missing.into_iter()))
+        }
+        None if given > 1 && given < labels.len() => format!("the model has {} labels", labels.len()),
+        None => return Ok(()),
+    };
+    let message = format!("labels are read from {given} columns of 0 and 1, but {lacks}; give each label a --label");
+    Err(Error::input(message))
+}
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
 fn label_map(labels: &[String], found: &[String]) -> Result<LabelMap> {
