@@ -3,9 +3,54 @@
 use crate::data::config::{Column, Invalid, TaskKind};
 use crate::heads::span::SpanDecoding;
 use crate::heads::tags::TagDecoding;
+use crate::metrics::span::Of;
 use crate::metrics::threshold::Criterion;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// The score that a threshold is tuned for; each task has some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TuneBy {
+    F1,
+    Accuracy,
+    BalancedAccuracy,
+    Mcc,
+    ExactMatch,
+}
+
+impl TuneBy {
+    /// The name in config files.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F1 => "f1",
+            Self::Accuracy => "accuracy",
+            Self::BalancedAccuracy => "balanced_accuracy",
+            Self::Mcc => "mcc",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
+    /// As a score of labels that are predicted or not, if it is one.
+    pub fn of_labels(self) -> Option<Criterion> {
+        match self {
+            Self::F1 => Some(Criterion::F1),
+            Self::Accuracy => Some(Criterion::Accuracy),
+            Self::BalancedAccuracy => Some(Criterion::BalancedAccuracy),
+            Self::Mcc => Some(Criterion::Mcc),
+            Self::ExactMatch => None,
+        }
+    }
+
+    /// As a score of answers, if it is one.
+    pub fn of_answers(self) -> Option<Of> {
+        match self {
+            Self::F1 => Some(Of::F1),
+            Self::ExactMatch => Some(Of::Exact),
+            Self::Accuracy | Self::BalancedAccuracy | Self::Mcc => None,
+        }
+    }
+}
 
 /// The `[eval]` table.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +61,7 @@ pub struct EvalConfig {
     /// questions may have no answer: the threshold of null_score_diff_threshold that is best by f1 or exact_match. Default: none,
     /// the more probable label is predicted, or each from a probability of 0.5 on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tune_threshold: Option<Criterion>,
+    pub tune_threshold: Option<TuneBy>,
     /// For multilabel: tune a threshold for each label by itself. Default false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub threshold_per_label: bool,
@@ -108,17 +153,15 @@ impl EvalConfig {
             let message = format!("is {threshold}, expected a finite number");
             return Err(Invalid::new("eval.null_score_diff_threshold", message));
         }
-        let of_answers = [Criterion::F1, Criterion::ExactMatch];
-        let expected = match self.tune_threshold {
-            Some(c) if task == TaskKind::Span && !of_answers.contains(&c) => "f1 or exact_match",
-            Some(Criterion::ExactMatch) if task != TaskKind::Span => {
-                let message = "is \"exact_match\", which is for span; expected f1, accuracy, balanced_accuracy or mcc";
-                return Err(Invalid::new("eval.tune_threshold", message));
-            }
-            _ => return Ok(()),
+        let Some(by) = self.tune_threshold else { return Ok(()) };
+        let (known, expected) = match task {
+            TaskKind::Span => (by.of_answers().is_some(), "f1 or exact_match"),
+            _ => (by.of_labels().is_some(), "f1, accuracy, balanced_accuracy or mcc"),
         };
-        let found = self.tune_threshold.map_or("", Criterion::name);
-        Err(Invalid::new("eval.tune_threshold", format!("is \"{found}\", expected {expected} for {task}")))
+        if known {
+            return Ok(());
+        }
+        Err(Invalid::new("eval.tune_threshold", format!("is \"{}\", expected {expected} for {task}", by.name())))
     }
 
     /// How answers are read from scores; `with_none`: whether a question of the data has none.
