@@ -133,8 +133,7 @@ impl Loaded {
         }
         // White space before a question is no part of it; some sets have it.
         let encode = |question: &Question| {
-            let encoded = tokenizer.encode_with_offsets(question.question.trim_start());
-            encoded.map(|(ids, _)| ids).map_err(|message| failed(question, message))
+            tokenizer.encode_text(question.question.trim_start()).map_err(|message| failed(question, message))
         };
         let encoded: Vec<_> = chunk.par_iter().map(encode).collect();
         for ((question, ids), context) in chunk.into_iter().zip(encoded).zip(numbers) {
