@@ -120,8 +120,10 @@ impl RunConfig {
 
     fn from_source(source: &Source, file: &Path) -> Result<Self> {
         let mut config: Self = source.deserialize()?;
-        if config.task.kind == TaskKind::Span {
-            config.data.fill_in_questions(|key| source.has(key));
+        match config.task.kind {
+            TaskKind::Span => config.data.fill_in_questions(|key| source.has(key)),
+            TaskKind::Tokens => config.data.fill_in_sentences(|key| source.has(key)),
+            TaskKind::Classification | TaskKind::Multilabel | TaskKind::Regression => {}
         }
         config.check().map_err(|invalid| source.invalid(&invalid))?;
         config.train.fill_in();

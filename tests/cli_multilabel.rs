@@ -105,6 +105,28 @@ fn labels_are_written_in_three_ways() {
         assert_eq!(extra["threshold"].as_object().unwrap().len(), 3, "{extra}");
     }
     assert!(losses[0] == losses[1] && losses[1] == losses[2], "{losses:?}");
+    // Columns of 0 and 1 can be renamed too, and two of them to one label.
+    let renamed = [
+        "data.train=flags.csv",
+        "data.eval=flags.csv",
+        "data.label=[\"joy\",\"fear\",\"anger\"]",
+        "data.rename_labels={ joy = \"up\", fear = \"down\", anger = \"down\" }",
+        "train.max_steps=1",
+        "output.dir=renamed",
+    ];
+    let sets: Vec<&str> = renamed.iter().flat_map(|key| ["--set", key]).collect();
+    let events = place.json(&[&["train", "--config", "d.toml", "--json"], &sets[..]].concat(), "");
+    let data = events.iter().find(|e| e["event"] == "data").unwrap();
+    assert_eq!(data["labels"], json!([["up", 12], ["down", 12]]));
+    assert!(!events.iter().any(|e| e.to_string().contains("rename_labels")), "{events:?}");
+    let again = &place.json(&["eval", "--model", "renamed", "--data", "flags.csv", "--json"], "")[0];
+    assert_eq!(again["per_class"]["down"]["support"], 12);
+
+    // A label without a column would count as one that no row has.
+    let partly = ["eval", "--model", "run-flags.csv", "--data", "flags.csv", "--label", "joy", "--label", "fear"];
+    place.refused(&partly, &["2 columns of 0 and 1, but none is for the model's [anger]"]);
+    let numbered = ["eval", "--model", "run-flags.csv", "--data", "flags.csv", "--label", "1", "--label", "2"];
+    place.refused(&numbered, &["2 columns of 0 and 1, but the model has 3 labels"]);
 
     // `check` counts sets of labels.
     let (code, report, _) = place.run(
@@ -134,6 +156,11 @@ fn mistakes_are_told() {
     fs::write(place.path("bad.csv"), "text,joy,fear\na,1,0\nb,2,0\n").unwrap();
     let flags = ["data.train=bad.csv", "data.header=true", "data.text=text", "data.label=[\"joy\",\"fear\"]"];
     place.refused(&train(&flags), &["bad.csv:3", "label column \"joy\" is \"2\", expected 0 or 1"]);
+    // One such column by itself is one of labels, of which it may not have been thought.
+    fs::write(place.path("one.csv"), "text,joy\na,1\nb,0\nc,1\nd,0\ne,1\n").unwrap();
+    let one = ["data.train=one.csv", "data.header=true", "data.text=text", "data.label=joy", "data.test=one.csv"];
+    let (code, _, err) = place.run(&train(&one), "");
+    assert!(code == 0 && err.contains("data.label = \"joy\" holds 0 or 1") && err.contains("classification"), "{err}");
     let unknown = ["data.labels=[\"neutral\",\"1\"]"];
     place.refused(&train(&unknown), &["train.tsv:", "is not one of [neutral, 1]"]);
     for (set, says) in [

@@ -246,7 +246,7 @@ fn eval_options_that_cannot_do_anything_are_refused() {
         &["eval.slice=channel"],
         &[
             "eval.slice is not a known key",
-            "the keys of [eval] are tune_threshold, threshold_per_label, strict_tags, n_best_size, max_answer_length, null_score_diff_threshold, slice_by",
+            "the keys of [eval] are tune_threshold, threshold_per_label, strict_tags, tag_decoding, n_best_size, max_answer_length, null_score_diff_threshold, slice_by",
         ],
     );
     refused(&["eval.tune_threshold=f1", "task.kind=regression"], &["eval.tune_threshold", "regression"]);

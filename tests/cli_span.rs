@@ -71,6 +71,28 @@ fn train_evaluate_and_predict() {
     place.refused(&["predict", "--model", "run", &test, "--doc-stride", "128"], &["--doc-stride is 128"]);
 }
 
+/// One that leaves no room ends the predictions where it stands, or is skipped, like any other bad row.
+fn bad_questions_in_predictions(place: &Workplace, row: &dyn Fn(&str, &str, i64) -> String) {
+    let long = row("y", "cat", 2).replace("who?", &"who is it ".repeat(60));
+    fs::write(place.path("b.jsonl"), [row("v", "cat", 2), row("w", "cat", 2)].join("\n")).unwrap();
+    fs::write(place.path("c.jsonl"), [row("x", "cat", 2), long, "{\"id\"".into(), row("z", "cat", 2)].join("\n"))
+        .unwrap();
+    let ids = |out: &str| -> Vec<Value> {
+        out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].clone()).collect()
+    };
+    let predict = ["predict", "--model", "run", "b.jsonl", "c.jsonl"];
+    let (code, out, err) = place.run(&predict, "");
+    assert!(code == 2 && err.contains("c.jsonl:2: question \"y\" has") && !err.contains("b.jsonl"), "{code} {err}");
+    assert_eq!(ids(&out), ["v", "w", "x"]);
+    let (code, out, err) = place.run(&[&predict[..], &["--on-bad-row", "skip"]].concat(), "");
+    assert!(
+        code == 0 && err.contains("2 rows were skipped") && err.contains("c.jsonl:2: question \"y\""),
+        "{code} {err}"
+    );
+    assert!(err.contains("c.jsonl:3"), "{err}");
+    assert_eq!(ids(&out), ["v", "w", "x", "z"]);
+}
+
 #[test]
 fn bad_questions_are_named_repaired_or_skipped() {
     let place = workplace("a.jsonl", "a.jsonl", "");
@@ -101,6 +123,9 @@ fn bad_questions_are_named_repaired_or_skipped() {
     let data = events.iter().find(|e| e["event"] == "data").unwrap();
     assert_eq!((&data["rows"], &data["skipped"]), (&json!(1), &json!(1)), "{data}");
     write(&[row("x", "cat", 2)]);
+    let ran = ["train", "--config", "c.toml", "--set", "train.max_steps=1", "--set", "eval.n_best_size=5"];
+    assert_eq!(place.run(&ran, "").0, 0);
+    bad_questions_in_predictions(&place, &row);
     for (set, says) in [
         ("data.join=-", "data.join is set"),
         ("data.labels=[\"a\",\"b\"]", "data.labels is set"),

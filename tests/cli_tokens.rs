@@ -3,6 +3,7 @@
 #[path = "common/workplace.rs"]
 mod workplace;
 
+use bertft::data::tagging::scheme::{Scheme, Tag, first_wrong};
 use serde_json::{Value, json};
 use std::fs;
 use workplace::Workplace;
@@ -16,6 +17,17 @@ fn workplace(train: &str, eval: &str, more: &str) -> Workplace {
              train = \"{train}\"\neval = \"{eval}\"\nmax_length = 64\n{more}\n[train]\nepochs = 6\nbatch_size = 16\n\
              learning_rate = 5e-4\nmetric_for_best_model = \"f1\"\n[output]\ndir = \"run\"\n"
     ))
+}
+
+/// The tags of a predicted row.
+fn tags(row: &Value) -> Vec<&str> {
+    row["tags"].as_array().unwrap().iter().map(|tag| tag.as_str().unwrap()).collect()
+}
+
+/// Whether a predicted row keeps to the scheme.
+fn keeps_to(scheme: Scheme, row: &Value) -> bool {
+    let tags: Vec<Tag> = tags(row).into_iter().map(|tag| Tag::parse(tag).unwrap()).collect();
+    first_wrong(&tags, scheme).is_none()
 }
 
 /// How many of each label a `data` event counts.
@@ -48,6 +60,11 @@ fn train_evaluate_and_predict() {
     let strict = &place.json(&["eval", "--model", "run", "--data", &test, "--json", "--strict-tags"], "")[0];
     // Predictions break the scheme, which only the lenient reading takes for entities.
     assert!(strict["metrics"]["precision"] != again["metrics"]["precision"], "{strict} {again}");
+    // Those that are decoded by the scheme never do.
+    let viterbi = ["eval", "--model", "run", "--data", &test, "--json", "--tag-decoding", "viterbi"];
+    let decoded = &place.json(&viterbi, "")[0];
+    let strict = &place.json(&[&viterbi[..], &["--strict-tags"]].concat(), "")[0];
+    assert!(decoded["metrics"]["f1"].as_f64().unwrap() > 0.1 && decoded["metrics"] == strict["metrics"], "{decoded}");
     let (code, table, _) = place.run(&["eval", "--model", "run", "--data", &test, "--fail-under", "f1=0.99"], "");
     assert!(code == 3 && table.contains("person") && table.contains("weighted_f1"), "{table}");
 
@@ -72,11 +89,18 @@ fn train_evaluate_and_predict() {
     assert_eq!(rows.len(), 150);
     let wanted = fs::read_to_string(&test).unwrap();
     let wanted: Vec<&str> = wanted.lines().filter_map(|line| line.split_once('\t').map(|(_, tag)| tag)).collect();
-    let tags: Vec<&str> =
-        rows.iter().flat_map(|r| r["tags"].as_array().unwrap()).map(|tag| tag.as_str().unwrap()).collect();
-    assert_eq!(tags.len(), wanted.len());
-    let right = tags.iter().zip(&wanted).filter(|(a, b)| a == b).count() as f64 / wanted.len() as f64;
-    assert!((right - accuracy).abs() < 1e-9, "{right} {accuracy}");
+    let right = |rows: &[Value]| {
+        let tags: Vec<&str> = rows.iter().flat_map(tags).collect();
+        assert_eq!(tags.len(), wanted.len());
+        tags.iter().zip(&wanted).filter(|(a, b)| a == b).count() as f64 / wanted.len() as f64
+    };
+    assert!((right(&rows) - accuracy).abs() < 1e-9, "{} {accuracy}", right(&rows));
+    let decoded_rows = place.json(&["predict", "--model", "run", &test, "--tag-decoding", "viterbi"], "");
+    assert!((right(&decoded_rows) - decoded["metrics"]["accuracy"].as_f64().unwrap()).abs() < 1e-9);
+    assert!(decoded_rows.iter().all(|row| keeps_to(Scheme::Iob2, row)));
+    // What keeps to the scheme by itself stays as it is.
+    let (kept, broken): (Vec<_>, Vec<_>) = rows.iter().zip(&decoded_rows).partition(|(r, _)| keeps_to(Scheme::Iob2, r));
+    assert!(!broken.is_empty() && kept.len() > 50 && kept.iter().all(|(a, b)| a["tags"] == b["tags"]), "{broken:?}");
     assert!(rows.iter().any(|r| !r["entities"].as_array().unwrap().is_empty()));
     assert!(rows.iter().all(|r| r["words"].as_array().unwrap().len() == r["tags"].as_array().unwrap().len()));
 }
@@ -131,12 +155,29 @@ fn sentences_are_written_in_three_ways() {
     assert!(results[0] == results[1] && results[1] == results[2], "{results:?}");
 
     // Other schemes are other labels for the same entities.
+    // A run that decodes by the scheme does so over windows, and leaves a model that does.
     let more = ["--set", "data.tag_scheme=iob2", "--set", "data.convert_tags=iobes", "--output", "iobes"];
-    let events = place.json(&[&["train", "--config", "c.toml", "--json"], &more[..]].concat(), "");
+    let short = ["--set", "data.max_length=16", "--set", "train.epochs=1", "--set", "eval.tag_decoding=viterbi"];
+    let events = place.json(&[&["train", "--config", "c.toml", "--json"], &more[..], &short[..]].concat(), "");
     let data = events.iter().find(|e| e["event"] == "data").unwrap();
     assert!(count(data, "S-LOC") == 6 && count(data, "E-PER") > 0 && count(data, "I-PER") == 0, "{data}");
     let again = &place.json(&["eval", "--model", "iobes", "--data", "a.conll", "--json"], "")[0];
     assert_eq!(again["metrics"]["f1"], events.last().unwrap()["metrics"]["eval"]["f1"]);
+    let predicted = place.json(&["predict", "--model", "iobes", "a.conll"], "");
+    assert!(predicted.len() == 12 && predicted.iter().all(|row| keeps_to(Scheme::Iobes, row)), "{predicted:?}");
+    let free = place.json(&["predict", "--model", "iobes", "a.conll", "--tag-decoding", "argmax"], "");
+    assert!(!free.iter().all(|row| keeps_to(Scheme::Iobes, row)), "{free:?}");
+    for (more, says) in [
+        (["--tag-scheme", "iob2"], ["\"E-PER\" is none of iob2", "give the right --tag-scheme"]),
+        (["--tag-decoding", "best"], ["--tag-decoding", "expected argmax or viterbi"]),
+    ] {
+        place.refused(&[&["predict", "--model", "iobes"], &more[..]].concat(), &says);
+    }
+    // Parts of speech have no scheme to keep to.
+    fs::write(place.path("pos.conll"), "Ada NOUN\nmet VERB\n").unwrap();
+    let parts = ["--set", "data.train=pos.conll", "--set", "data.eval=pos.conll", "--set", "eval.tag_decoding=viterbi"];
+    let train = ["train", "--config", "c.toml", "--output", "x", "--dry-run"];
+    place.refused(&[&train[..], &parts].concat(), &["eval.tag_decoding", "tag \"NOUN\" is not O", "remove the key"]);
 }
 
 #[test]
@@ -160,6 +201,14 @@ fn mistakes_are_told() {
     fs::write(place.path("e.jsonl"), "{\"text\":\"ab\",\"spans\":[{\"start\":0,\"end\":9,\"label\":\"X\"}]}\n")
         .unwrap();
     place.refused(&train(&["data.train=e.jsonl"]), &["e.jsonl:1", "span 0 to 9, but the text has 2 characters"]);
+    // A column that the config names is that column, also where it has the name that others have by default.
+    let both = json!({"words": ["a"], "text": ["Ada", "met"], "tags": ["O"], "label": ["B-PER", "O"]});
+    fs::write(place.path("both.jsonl"), format!("{both}\n")).unwrap();
+    let of_both = ["data.train=both.jsonl", "data.eval=both.jsonl"];
+    place.refused(&train(&of_both), &["both.jsonl", "the rows have no label but [O]"]);
+    place.refused(&train(&[&of_both[..], &["data.text=text"]].concat()), &["both.jsonl:1", "2 words and 1 tags"]);
+    let (code, _, err) = place.run(&train(&[&of_both[..], &["data.text=text", "data.label=label"]].concat()), "");
+    assert_eq!(code, 0, "{err}");
     fs::write(place.path("f.csv"), "text,label\na,b\n").unwrap();
     place.refused(&train(&["data.train=f.csv"]), &["data.format", "f.csv is csv", "conll"]);
     for (set, says) in [

@@ -4,13 +4,12 @@ use super::model::ModelArgs;
 use super::prepare::{Loader, eval_set, family, label_targets, load_questions, load_sentences};
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
-use super::{Globals, InputArgs, SpanArgs};
+use super::{Globals, InputArgs, SpanArgs, TagArgs};
 use crate::data::config::{Column, TaskKind};
-use crate::data::label_sets::all_names;
-use crate::data::settings::Files;
+use crate::data::label_sets::{all_names, flag_names};
+use crate::data::settings::{Columns, Files};
 use crate::data::tagging::TagForm;
-use crate::data::tagging::scheme::Scheme;
-use crate::data::{LabelMap, Skipped, Targets};
+use crate::data::{LabelMap, Skipped, Targets, listed};
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
 use crate::metrics::gate::{Gate, check};
@@ -20,6 +19,7 @@ use crate::train::eval::{EvalSet, evaluate};
 use crate::train::eval_span::SpanScores;
 use clap::Args;
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 /// Score a model on a labelled file
@@ -65,6 +65,8 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub input: InputArgs,
     #[command(flatten)]
+    pub tags: TagArgs,
+    #[command(flatten)]
     pub span: SpanArgs,
 }
 
@@ -87,16 +89,22 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     if let Some(flag) = of_answers.filter(|_| task.kind != TaskKind::Span) {
         return Err(Error::input(format!("{flag} is for span, and this model's task is {}; leave it out", task.kind)));
     }
+    let of_tags = args.tags.given().or(args.strict_tags.then_some("--strict-tags"));
+    if let Some(flag) = of_tags.filter(|_| task.kind != TaskKind::Tokens) {
+        return Err(Error::input(format!(
+            "{flag} is for tokens, and this model's task is {}; leave it out",
+            task.kind
+        )));
+    }
     let files = input_files("--data", &args.data)?;
     let file = files.name();
     let (set, skipped) = match task.kind {
         TaskKind::Tokens if args.label_delimiter.is_some() || args.slice_by.is_some() => {
             return Err(Error::input("--label-delimiter and --slice-by are not for tags of words; leave them out"));
         }
-        TaskKind::Tokens => sentences(&scoring, &task, &files, args.strict_tags, ui)?,
-        TaskKind::Span if args.label_delimiter.is_some() || args.slice_by.is_some() || args.strict_tags => {
-            let message = "--label-delimiter, --slice-by and --strict-tags are not for answers; leave them out";
-            return Err(Error::input(message));
+        TaskKind::Tokens => sentences(&scoring, args, &task, &files, ui)?,
+        TaskKind::Span if args.label_delimiter.is_some() || args.slice_by.is_some() => {
+            return Err(Error::input("--label-delimiter and --slice-by are not for answers; leave them out"));
         }
         TaskKind::Span => questions(&scoring, &args.span, &files, ui)?,
         TaskKind::Multilabel if args.label_delimiter.as_deref() == Some("") => {
@@ -104,9 +112,6 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         }
         kind if args.label_delimiter.is_some() && kind != TaskKind::Multilabel => {
             return Err(Error::input(format!("--label-delimiter is for multilabel, and this model's task is {kind}")));
-        }
-        _ if args.strict_tags => {
-            return Err(Error::input(format!("--strict-tags is for tokens, and this model's task is {}", task.kind)));
         }
         _ => rows(&scoring, &task, &files, ui)?,
     };
@@ -165,6 +170,9 @@ pub fn run(args: &EvalArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
 /// The rows of labelled files, and what was left out.
 fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(EvalSet, Skipped)> {
     let options = scoring.labelled_options(files)?;
+    if let (TaskKind::Multilabel, Some(columns)) = (task.kind, &options.label) {
+        check_flag_columns(columns, &options.rename_labels, &task.labels)?;
+    }
     let loader = Loader::new(&scoring.pretrained, scoring.max_length);
     // Which labels are right is known when all were seen.
     let (mut loaded, _) = loader.load(files, &options, &|_| Ok(()), ui)?;
@@ -185,14 +193,14 @@ fn rows(scoring: &Scoring, task: &Task, files: &Files, ui: &mut Ui) -> Result<(E
 /// The same of words with tags.
 fn sentences(
     scoring: &Scoring,
+    args: &EvalArgs,
     task: &Task,
     files: &Files,
-    strict_tags: bool,
     ui: &mut Ui,
 ) -> Result<(EvalSet, Skipped)> {
     let options = scoring.sentence_options(files, true)?;
     let (form, rename) = scoring.tag_form();
-    let strict_tags = strict_tags.then(|| form.written().unwrap_or_else(|| Scheme::of(&task.labels)));
+    let (reading, _) = scoring.tag_reading(&args.tags, args.strict_tags)?;
     // What breaks the scheme counts as it stands: the file is the user's, and the model's answers are no better.
     let form = TagForm { scheme: None, ..form };
     let loaded = load_sentences(files, &options, form, &rename, &scoring.tokenizer, ui)?;
@@ -200,7 +208,7 @@ fn sentences(
     let data = loaded.rows(&labels, &scoring.tokenizer, scoring.max_length, false, files)?;
     let encoder = scoring.pretrained.encoder_config();
     data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
-    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags, spans: None }, loaded.skipped))
+    Ok((EvalSet { name: "eval".into(), data, slices: None, tags: Some(reading), spans: None }, loaded.skipped))
 }
 
 /// Beyond, a matrix of classes × classes is longer than a line of JSON should be.
@@ -215,10 +223,35 @@ fn questions(scoring: &Scoring, args: &SpanArgs, files: &Files, ui: &mut Ui) -> 
     let lacks = matches!(&data.targets, Targets::Spans(spans) if spans.lacks_answers());
     let null_threshold = decoding.null_threshold.or(lacks.then_some(0.0));
     let spans = Some(SpanDecoding { null_threshold, ..decoding });
-    Ok((EvalSet { name: "eval".into(), data, slices: None, strict_tags: None, spans }, skipped))
+    Ok((EvalSet { name: "eval".into(), data, slices: None, tags: None, spans }, skipped))
 }
 
 const MOST_CLASSES: usize = 200;
+
+/// Of columns of 0 and 1 each label of the model must have one: without it no row would seem to have the label.
+fn check_flag_columns(columns: &Columns, renames: &BTreeMap<String, String>, labels: &[String]) -> Result<()> {
+    let given = columns.as_slice().len();
+    let lacks = match flag_names(columns, renames) {
+        Some(names) => {
+            let map = label_map(labels, &names)?;
+            let found: BTreeSet<_> = names.iter().filter_map(|name| map.index(name)).collect();
+            let missing: Vec<&str> = labels
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| !found.contains(i))
+                .map(|(_, label)| label.as_str())
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            format!("none is for the model's {}", listed(missing.into_iter()))
+        }
+        None if given > 1 && given < labels.len() => format!("the model has {} labels", labels.len()),
+        None => return Ok(()),
+    };
+    let message = format!("labels are read from {given} columns of 0 and 1, but {lacks}; give each label a --label");
+    Err(Error::input(message))
+}
 
 /// The model's labels as a file may write them: by name, or by number where the model's names are only `LABEL_0`, `LABEL_1`, ….
 fn label_map(labels: &[String], found: &[String]) -> Result<LabelMap> {

@@ -19,10 +19,12 @@ pub mod ui;
 
 use crate::data::config::{Column, Format};
 use crate::data::settings::{Delimiter, Encoding, OnBadRow, Pattern};
+use crate::data::tagging::scheme::Scheme;
 use crate::device;
 use crate::encoders::EncoderConfig;
 use crate::encoders::on_cuda::without_kernels;
 use crate::error::{Error, Result};
+use crate::heads::tags::TagDecoding;
 use crate::ops::cpu::{LEVEL_VARIABLE, Level, asked_level};
 use crate::ops::make_ready;
 use crate::train::config::Precision;
@@ -185,6 +187,26 @@ impl SpanArgs {
             ("--null-score-diff-threshold", self.null_score_diff_threshold.is_some()),
         ];
         flags.iter().find(|(_, given)| *given).map(|(flag, _)| *flag)
+    }
+}
+
+/// How `eval` and `predict` find tags of words. What is not given comes from the model's `bertft.json`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Options of tags (tokens)")]
+pub struct TagArgs {
+    /// How tags are found: argmax, or viterbi for the best sequence that the scheme allows [default: as in training, else argmax]
+    #[arg(long, value_name = "HOW")]
+    pub tag_decoding: Option<TagDecoding>,
+    /// The scheme of the model's tags: iob1, iob2 or iobes [default: as in training, else by the labels]
+    #[arg(long, value_name = "SCHEME")]
+    pub tag_scheme: Option<Scheme>,
+}
+
+impl TagArgs {
+    /// A flag that is given, if any is.
+    pub fn given(&self) -> Option<&'static str> {
+        let decoding = self.tag_decoding.map(|_| "--tag-decoding");
+        decoding.or(self.tag_scheme.map(|_| "--tag-scheme"))
     }
 }
 

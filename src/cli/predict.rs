@@ -3,7 +3,7 @@
 use super::model::ModelArgs;
 use super::scoring::{Scoring, input_files};
 use super::ui::Ui;
-use super::{Globals, InputArgs, SpanArgs};
+use super::{Globals, InputArgs, SpanArgs, TagArgs};
 use crate::data::config::TaskKind;
 use crate::data::reader::questions::QuestionReader;
 use crate::data::reader::sentences::SentenceReader;
@@ -47,6 +47,8 @@ pub struct PredictArgs {
     #[command(flatten)]
     pub input: InputArgs,
     #[command(flatten)]
+    pub tags: TagArgs,
+    #[command(flatten)]
     pub span: SpanArgs,
 }
 
@@ -62,21 +64,30 @@ pub fn run(args: &PredictArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     if let Some(flag) = args.span.given().filter(|_| kind != TaskKind::Span) {
         return Err(Error::input(format!("{flag} is for span, and this model's task is {kind}; leave it out")));
     }
+    if let Some(flag) = args.tags.given().filter(|_| kind != TaskKind::Tokens) {
+        return Err(Error::input(format!("{flag} is for tokens, and this model's task is {kind}; leave it out")));
+    }
     if kind == TaskKind::Span {
         let (windows, decoding) = scoring.answers(&args.span)?;
         let reader = QuestionReader::open(files.as_slice(), &scoring.question_options(&files, false)?)?;
         let reading = Reading { reader, skipped_of: QuestionReader::skipped, skipped: Arc::clone(&skipped) };
         let (model, tokenizer) = (&mut scoring.model, &scoring.tokenizer);
+        let mut without_room = Skipped::default();
         for chunk in chunks(reading, CHUNK, waits) {
             let found = span::predict(model, tokenizer, chunk?, batch_size, windows, &decoding)?;
-            write(&found, &mut output, ui)?;
+            write(&found.predictions, &mut output, ui)?;
+            without_room.append(found.skipped);
+            found.failed.map_or(Ok(()), Err)?;
         }
+        skipped.lock().unwrap_or_else(PoisonError::into_inner).append(without_room);
     } else if kind == TaskKind::Tokens {
+        let (_, decoder) = scoring.tag_reading(&args.tags, false)?;
         let reader = SentenceReader::open(files.as_slice(), &scoring.sentence_options(&files, false)?)?;
         let reading = Reading { reader, skipped_of: SentenceReader::skipped, skipped: Arc::clone(&skipped) };
         let (model, tokenizer) = (&mut scoring.model, &scoring.tokenizer);
         for chunk in chunks(reading, CHUNK, waits) {
-            write(&tags::predict(model, tokenizer, &chunk?, batch_size, max_length)?, &mut output, ui)?;
+            let found = tags::predict(model, tokenizer, &chunk?, batch_size, max_length, &decoder)?;
+            write(&found, &mut output, ui)?;
         }
     } else {
         let first = Some(files.first().as_path()).filter(|f| *f != Path::new(STANDARD_INPUT));

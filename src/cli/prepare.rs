@@ -8,8 +8,8 @@ use super::model::interrupted;
 use crate::check;
 use crate::config::RunConfig;
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
-use crate::data::config::{EvalSource, TaskKind};
-use crate::data::label_sets::all_names;
+use crate::data::config::{DataConfig, EvalSource, TaskKind};
+use crate::data::label_sets::{all_names, are_flags};
 use crate::data::labels::{value, value_targets};
 use crate::data::load::{LoadProgress, Watch};
 use crate::data::reader::sentences::SentenceOptions;
@@ -23,6 +23,7 @@ use crate::data::{
 };
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::TagReading;
 use crate::metrics::{Family, names};
 use crate::model::{Pretrained, Task};
 use crate::train::config::metric_family;
@@ -78,6 +79,9 @@ impl Prepared {
             contents.extend(sha256s);
             if split == "train" {
                 warn_of_unused(&loaded.unused_renames, reporter);
+                if kind == TaskKind::Multilabel && data.known_labels().is_none() && are_flags(&loaded.labels) {
+                    warn_of_flags(data, reporter);
+                }
             }
             skipped.insert(split.to_owned(), std::mem::take(&mut loaded.skipped));
             Ok::<_, Error>(loaded)
@@ -116,7 +120,7 @@ impl Prepared {
                 let (train_rows, eval_rows) = split_fraction(&all.data.targets, *share, config.train.seed)?;
                 let slices = all.slices.map(|s| s.subset(&eval_rows));
                 let data = all.data.subset(&eval_rows);
-                let eval = EvalSet { name: "eval".into(), data, slices, strict_tags: None, spans: None };
+                let eval = EvalSet { name: "eval".into(), data, slices, tags: None, spans: None };
                 (all.data.subset(&train_rows), vec![eval])
             }
             _ => (all.data, eval),
@@ -160,24 +164,24 @@ impl Prepared {
         drop(all);
         let mut scored = data.eval_sets();
         scored.extend(data.test.as_ref().map(|files| ("test".to_owned(), files)));
-        let scheme = || form.written().unwrap_or_else(|| Scheme::of(labels.names()));
-        let strict_tags = config.eval.strict_tags.then(scheme);
+        let scheme = form.written().unwrap_or_else(|| Scheme::of(labels.names()));
+        let reading = TagReading { scheme, decoding: config.eval.tag_decoding, strict: config.eval.strict_tags };
+        reading.decoder(labels.names()).map_err(|message| {
+            let hint = "set data.tag_scheme to that of the tags, or remove the key";
+            Error::input(format!("eval.tag_decoding is \"{}\", but {message}; {hint}", reading.decoding.name()))
+        })?;
+        let tags = Some(reading);
         let mut eval = vec![];
         for (name, files) in scored {
             let loaded = read(&name, files)?;
-            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, strict_tags, spans: None });
+            eval.push(EvalSet { name, data: finish(&loaded, files)?, slices: None, tags, spans: None });
         }
         let test = if data.test.is_some() { eval.pop() } else { None };
         let (train, eval) = match &data.eval {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
-                let eval = EvalSet {
-                    name: "eval".into(),
-                    data: train.subset(&eval_rows),
-                    slices: None,
-                    strict_tags,
-                    spans: None,
-                };
+                let eval =
+                    EvalSet { name: "eval".into(), data: train.subset(&eval_rows), slices: None, tags, spans: None };
                 (train.subset(&train_rows), vec![eval])
             }
             _ => (train, eval),
@@ -251,6 +255,16 @@ fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
         let message = format!("data.rename_labels has \"{name}\", which is the label of no training row");
         reporter.event(&Event::Warning { message });
     }
+}
+
+/// A column of 0 and 1 by itself.
+fn warn_of_flags(data: &DataConfig, reporter: &mut dyn Reporter) {
+    let message = format!(
+        "data.label = {} holds 0 or 1 and nothing else, which is read as two labels of these names; for one label that a row has \
+         or has not, set task.kind = \"classification\"",
+        data.label
+    );
+    reporter.event(&Event::Warning { message });
 }
 
 /// The scores that the task yields; `with_none`: whether questions may have no answer.
@@ -447,7 +461,7 @@ pub fn eval_set(
     let encoder = pretrained.encoder_config();
     tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let data = Dataset { tokens, targets, lines: places.into_lines(), file: files.name() };
-    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), strict_tags: None, spans: None })
+    Ok(EvalSet { name, data, slices: slices.as_ref().map(Slices::new), tags: None, spans: None })
 }
 
 /// The model must have a position for every token.

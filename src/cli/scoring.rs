@@ -3,7 +3,7 @@
 use super::model::ModelArgs;
 use super::prepare::check_max_length;
 use super::ui::Ui;
-use super::{Globals, InputArgs, SpanArgs};
+use super::{Globals, InputArgs, SpanArgs, TagArgs};
 use crate::data::config::{Column, DOC_STRIDE, Format, QUESTION_LENGTH, TaskKind};
 use crate::data::label_sets::LabelForm;
 use crate::data::reader::questions::{QuestionOptions, key_of};
@@ -11,9 +11,11 @@ use crate::data::reader::sentences::SentenceOptions;
 use crate::data::reader::{Naming, format_by_extension, is_utf8};
 use crate::data::settings::{Columns, Files, STANDARD_INPUT, matching};
 use crate::data::tagging::TagForm;
+use crate::data::tagging::scheme::Scheme;
 use crate::data::{ReadOptions, Reader, Tokenizer};
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::{TagDecoder, TagReading};
 use crate::metrics::threshold::Threshold;
 use crate::model::{BertftJson, Model, Pretrained};
 use crate::nn::workspace::Space;
@@ -235,8 +237,8 @@ impl Scoring {
         };
         Ok(SentenceOptions {
             format: input.format.or(trained),
-            words: input.text.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.text), "text")),
-            tags: self.label.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.label), "label")),
+            words: input.text.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.text), "words")),
+            tags: self.label.first().cloned().or(trained_as(self.extra.as_ref().map(|e| &e.label), "tags")),
             tagged,
             encoding,
             on_bad_row: input.on_bad_row.unwrap_or_default(),
@@ -295,7 +297,8 @@ impl Scoring {
                 .unwrap_or(usual.max_answer_length),
             null_threshold: args.null_score_diff_threshold.or(extra.and_then(|e| e.null_score_diff_threshold)),
         };
-        Ok((Windows { max_length: self.max_length, doc_stride }, decoding))
+        let on_bad_row = self.input.on_bad_row.unwrap_or_default();
+        Ok((Windows { max_length: self.max_length, doc_stride, on_bad_row }, decoding))
     }
 
     /// What becomes of the tags of files: what became of those in training.
@@ -303,6 +306,24 @@ impl Scoring {
         let extra = self.extra.as_ref();
         let form = TagForm { scheme: extra.and_then(|e| e.tag_scheme), convert: extra.and_then(|e| e.convert_tags) };
         (form, extra.map(|e| e.rename_labels.clone()).unwrap_or_default())
+    }
+
+    /// How tags are found and counted.
+    pub fn tag_reading(&self, args: &TagArgs, strict: bool) -> Result<(TagReading, TagDecoder)> {
+        let labels = &self.model.task().labels;
+        let trained = self.extra.as_ref().map(|e| e.tag_decoding);
+        let decoding = args.tag_decoding.or(trained).unwrap_or_default();
+        if args.tag_scheme.is_some() && decoding.is_argmax() && !strict {
+            let message = "--tag-scheme says nothing to argmax; give --tag-decoding viterbi too, or leave it out";
+            return Err(Error::input(message));
+        }
+        let scheme = args.tag_scheme.or(self.tag_form().0.written()).unwrap_or_else(|| Scheme::of(labels));
+        let reading = TagReading { scheme, decoding, strict };
+        let decoder = reading.decoder(labels).map_err(|message| {
+            let hint = "give the right --tag-scheme, or --tag-decoding argmax";
+            Error::input(format!("tags are to be found by {}, but {message}; {hint}", decoding.name()))
+        })?;
+        Ok((reading, decoder))
     }
 
     /// How labelled files are read.

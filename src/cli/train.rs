@@ -18,6 +18,7 @@ use crate::nn::workspace::Space;
 use crate::ops::gemm::allow_tf32;
 use crate::train::config::{Precision, TrainConfig};
 use crate::train::eval::{EvalSet, Evaluation, Scored, SetScores, evaluate};
+use crate::train::eval_config::TuneBy;
 use crate::train::eval_span::SpanScores;
 use crate::train::log::{Event, Reporter};
 use crate::train::memory::{Estimate, estimate_memory, fitting_batches, free_bytes, peak_rss_bytes};
@@ -161,7 +162,8 @@ pub fn run(args: &TrainArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     run.write("config.toml", &config.to_toml()?)?;
     run.write("run.json", &manifest(&config, &prepared, globals, &device)?)?;
 
-    let extra = BertftJson::new(config.task.kind, &config.data).with_spans(prepared.spans);
+    let extra =
+        BertftJson::new(config.task.kind, &config.data).with_tags(config.eval.tag_decoding).with_spans(prepared.spans);
     let outcome = Trainer {
         model: &mut model,
         train: &prepared.train,
@@ -196,9 +198,11 @@ struct Closing<'a> {
 impl Closing<'_> {
     /// Tunes the threshold if that is asked for, scores the test split and closes the run.
     fn finish(mut self) -> Result<()> {
-        let mut scores = match self.config.eval.tune_threshold {
-            Some(criterion) => self.tune(criterion)?,
-            None => final_eval(&self.outcome.state).to_vec(),
+        let by = self.config.eval.tune_threshold;
+        let mut scores = match (by.and_then(TuneBy::of_labels), by.and_then(TuneBy::of_answers)) {
+            (_, Some(of)) if self.config.task.kind == TaskKind::Span => self.tune_answers(of)?,
+            (Some(criterion), _) => self.tune(criterion)?,
+            _ => final_eval(&self.outcome.state).to_vec(),
         };
         let test = self.prepared.test.as_ref().map(|test| self.score(test)).transpose()?;
         scores.extend(test);
@@ -226,9 +230,6 @@ impl Closing<'_> {
     /// Saves the threshold that is best on the first eval set with the model; returns the scores of all sets with it.
     fn tune(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
         let prepared = self.prepared;
-        if self.config.task.kind == TaskKind::Span {
-            return self.tune_answers(criterion);
-        }
         let Some((first, others)) = prepared.eval.split_first() else { return Ok(vec![]) };
         let batch_size = self.config.train.eval_batch_size;
         let scored = Scored::new(&mut self.model, &first.data, batch_size, None, self.ui)?;
@@ -260,7 +261,7 @@ impl Closing<'_> {
     }
 
     /// The same for the threshold from which on a question has no answer.
-    fn tune_answers(&mut self, criterion: Criterion) -> Result<Vec<SetScores>> {
+    fn tune_answers(&mut self, of: Of) -> Result<Vec<SetScores>> {
         let prepared = self.prepared;
         let (Some((first, others)), Some(decoding)) = (prepared.eval.split_first(), prepared.spans) else {
             return Ok(vec![]);
@@ -268,7 +269,6 @@ impl Closing<'_> {
         let batch_size = self.config.train.eval_batch_size;
         let scored = SpanScores::new(&mut self.model, &first.data, batch_size, decoding, self.ui)?;
         if decoding.null_threshold.is_some() {
-            let of = if criterion == Criterion::ExactMatch { Of::Exact } else { Of::F1 };
             self.extra.null_score_diff_threshold = best_threshold(&scored.judged(), of);
             self.extra.write(&self.run.model())?;
         } else {

@@ -1,223 +1,26 @@
 //! The `[task]` kind and the `[data]` table: which files, which columns, how long a row may be.
 
+mod column;
+mod eval_source;
+mod labels;
 mod questions;
+mod sentences;
+mod task;
 
+pub use column::Column;
+pub use eval_source::EvalSource;
 pub use questions::{DOC_STRIDE, QUESTION_LENGTH};
+pub use task::TaskKind;
 
 use schemars::JsonSchema;
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 
-use super::label_sets::LabelForm;
-use super::reader::sentences::SentenceOptions;
 use super::reader::{Naming, ReadOptions, format_by_extension};
 pub use super::settings::Format;
 use super::settings::{Columns, Delimiter, Encoding, Files, OnBadRow, Pattern, STANDARD_INPUT};
 use super::tagging::scheme::Scheme;
-
-/// What the model learns to say about a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskKind {
-    /// One of a fixed set of labels for a text or a pair of texts.
-    Classification,
-    /// Any number of a fixed set of labels for a text or a pair of texts.
-    Multilabel,
-    /// One number for a text or a pair of texts.
-    Regression,
-    /// One of a fixed set of tags for each word of a sentence: named entities, parts of speech.
-    Tokens,
-    /// A piece of a text as the answer to a question about it.
-    Span,
-}
-
-impl TaskKind {
-    /// The kinds of the config format that this version knows by name only.
-    const LATER: [&str; 3] = ["mlm", "choice", "embedding"];
-    const NAMES: [&str; 5] = ["classification", "multilabel", "regression", "tokens", "span"];
-
-    /// How the names of its classes in `transformers` end.
-    pub fn class(self) -> &'static str {
-        match self {
-            Self::Tokens => "ForTokenClassification",
-            Self::Span => "ForQuestionAnswering",
-            Self::Classification | Self::Multilabel | Self::Regression => "ForSequenceClassification",
-        }
-    }
-
-    /// The name in config files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Classification => "classification",
-            Self::Multilabel => "multilabel",
-            Self::Regression => "regression",
-            Self::Tokens => "tokens",
-            Self::Span => "span",
-        }
-    }
-}
-
-impl fmt::Display for TaskKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl<'de> Deserialize<'de> for TaskKind {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct Kind;
-        impl Visitor<'_> for Kind {
-            type Value = TaskKind;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("the name of a task, such as \"classification\"")
-            }
-            fn visit_str<E: de::Error>(self, v: &str) -> Result<TaskKind, E> {
-                match v {
-                    "classification" => Ok(TaskKind::Classification),
-                    "multilabel" => Ok(TaskKind::Multilabel),
-                    "regression" => Ok(TaskKind::Regression),
-                    "tokens" => Ok(TaskKind::Tokens),
-                    "span" => Ok(TaskKind::Span),
-                    _ if TaskKind::LATER.contains(&v) => Err(E::custom(format!(
-                        "the task \"{v}\" is not in this version; it has {}",
-                        TaskKind::NAMES.join(", ")
-                    ))),
-                    _ => Err(E::unknown_variant(v, &TaskKind::NAMES)),
-                }
-            }
-        }
-        d.deserialize_str(Kind)
-    }
-}
-
-/// Which column of a file: by its name in the header (or key of the JSON object), or by 0-based position.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Column {
-    Name(String),
-    Index(usize),
-}
-
-impl fmt::Display for Column {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => write!(f, "\"{name}\""),
-            Self::Index(index) => write!(f, "{index}"),
-        }
-    }
-}
-
-/// From a command-line argument: digits alone are an index.
-impl FromStr for Column {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        if s.is_empty() {
-            return Err("a column needs a name or a 0-based index".into());
-        }
-        if s.bytes().all(|b| b.is_ascii_digit()) {
-            return s.parse().map(Self::Index).map_err(|_| format!("the column index {s} is too large"));
-        }
-        Ok(Self::Name(s.into()))
-    }
-}
-
-impl Serialize for Column {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Name(name) => s.serialize_str(name),
-            Self::Index(index) => s.serialize_u64(*index as u64),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Column {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct AnyColumn;
-        impl Visitor<'_> for AnyColumn {
-            type Value = Column;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a column name (string) or a 0-based column index (whole number)")
-            }
-            fn visit_str<E: de::Error>(self, v: &str) -> Result<Column, E> {
-                if v.is_empty() { Err(E::invalid_length(0, &self)) } else { Ok(Column::Name(v.into())) }
-            }
-            fn visit_i64<E: de::Error>(self, v: i64) -> Result<Column, E> {
-                usize::try_from(v).map(Column::Index).map_err(|_| E::invalid_value(de::Unexpected::Signed(v), &self))
-            }
-            fn visit_u64<E: de::Error>(self, v: u64) -> Result<Column, E> {
-                usize::try_from(v).map(Column::Index).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(v), &self))
-            }
-        }
-        d.deserialize_any(AnyColumn)
-    }
-}
-
-/// Where the rows for evaluation come from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum EvalSource {
-    /// Files of their own.
-    Files(Files),
-    /// This share of the training rows, strictly between 0 and 1 (stratified and seeded).
-    Fraction(f64),
-    /// Several sets, each by its name, in the order of the file.
-    Named(Vec<(String, Files)>),
-}
-
-impl Serialize for EvalSource {
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Files(files) => files.serialize(s),
-            Self::Fraction(share) => s.serialize_f64(*share),
-            Self::Named(sets) => {
-                let mut map = s.serialize_map(Some(sets.len()))?;
-                sets.iter().try_for_each(|(name, files)| map.serialize_entry(name, files))?;
-                map.end()
-            }
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for EvalSource {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct AnySource;
-        impl<'de> Visitor<'de> for AnySource {
-            type Value = EvalSource;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str(
-                    "a file name (string) or a list of them, a fraction of the training rows between 0 and 1, such as \
-                     0.1, or a table of named sets",
-                )
-            }
-            fn visit_str<E: de::Error>(self, v: &str) -> Result<EvalSource, E> {
-                Ok(EvalSource::Files(Files::from(PathBuf::from(v))))
-            }
-            fn visit_f64<E: de::Error>(self, v: f64) -> Result<EvalSource, E> {
-                if v > 0.0 && v < 1.0 {
-                    Ok(EvalSource::Fraction(v))
-                } else {
-                    Err(E::invalid_value(de::Unexpected::Float(v), &self))
-                }
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<EvalSource, A::Error> {
-                Files::deserialize(SeqAccessDeserializer::new(seq)).map(EvalSource::Files)
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EvalSource, A::Error> {
-                let mut sets = vec![];
-                while let Some(set) = map.next_entry()? {
-                    sets.push(set);
-                }
-                Ok(EvalSource::Named(sets))
-            }
-        }
-        d.deserialize_any(AnySource)
-    }
-}
 
 /// The `[data]` table. Paths are as [`crate::config::RunConfig`] resolved them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -392,21 +195,6 @@ impl DataConfig {
         splits
     }
 
-    /// How the files write the labels of a task.
-    pub fn label_form(&self, task: TaskKind) -> LabelForm {
-        LabelForm::of(task, self.label_delimiter.as_deref())
-    }
-
-    /// The labels in the order of their ids, where the config tells: `labels`, or the names of several label columns.
-    pub fn known_labels(&self) -> Option<Vec<String>> {
-        let name = |column: &Column| match column {
-            Column::Name(name) => Some(name.clone()),
-            Column::Index(_) => None,
-        };
-        let columns = || self.label.iter().map(name).collect::<Option<Vec<_>>>().filter(|names| names.len() > 1);
-        self.labels.clone().or_else(columns)
-    }
-
     /// How the files are read for a task.
     pub fn read_options(&self, task: TaskKind) -> ReadOptions {
         ReadOptions {
@@ -541,115 +329,5 @@ impl DataConfig {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Keys that only words with tags have.
-    fn check_tags(&self, task: TaskKind) -> Result<(), Invalid> {
-        let set = [
-            ("data.tag_scheme", self.tag_scheme.is_some()),
-            ("data.convert_tags", self.convert_tags.is_some()),
-            ("data.label_all_tokens", self.label_all_tokens),
-        ];
-        if self.doc_stride.is_some() && task != TaskKind::Span {
-            let message = format!("is set, but {task} has no windows of contexts; remove the key");
-            return Err(Invalid::new("data.doc_stride", message));
-        }
-        match set.iter().find(|(_, set)| *set && task != TaskKind::Tokens) {
-            Some((key, _)) => {
-                Err(Invalid::new(key, format!("is set, but {task} has no tags of words; remove the key")))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// What words with tags have no use for, or need.
-    fn check_sentences(&self) -> Result<(), Invalid> {
-        let not = |key, message: &str| Err(Invalid::new(key, message));
-        if self.text_pair.is_some() {
-            return not("data.text_pair", "is set, but tokens reads single sentences; remove the key");
-        }
-        if self.text.as_slice().len() > 1 {
-            return not("data.text", "has several columns, but tokens reads one column of words; give one");
-        }
-        if self.pattern.is_some() {
-            return not("data.pattern", "is set, but tokens reads conll and jsonl; remove the key");
-        }
-        if self.join != space() {
-            return not("data.join", "is set, but tokens joins no columns; remove the key");
-        }
-        if !self.header {
-            return not("data.header", "is false, but conll never has a header; remove the key");
-        }
-        if let Some((path, format)) = self.file_of(|f| !matches!(f, Some(Format::Conll | Format::Jsonl))) {
-            let message = format!(
-                "is not set and {} is {format}, but tokens reads conll (.conll, .bio, .iob, .bmes) and jsonl; set it to one",
-                path.display()
-            );
-            return Err(Invalid::new("data.format", message));
-        }
-        let conll = self.file_of(|f| f == Some(Format::Conll)).is_some();
-        for (key, columns, usual) in
-            [("data.text", &self.text, text_columns()), ("data.label", &self.label, label_column())]
-        {
-            if conll && *columns != usual && matches!(columns.first(), Column::Name(_)) {
-                let message = format!("is {columns}, expected a 0-based index: columns of conll have no names");
-                return Err(Invalid::new(key, message));
-            }
-        }
-        Ok(())
-    }
-
-    /// How sentences are read.
-    pub fn sentence_options(&self) -> SentenceOptions {
-        let set = |columns: &Columns, usual: Columns| (*columns != usual).then(|| columns.first().clone());
-        SentenceOptions {
-            format: self.format,
-            words: set(&self.text, text_columns()),
-            tags: set(&self.label, label_column()),
-            tagged: true,
-            encoding: self.encoding,
-            on_bad_row: self.on_bad_row,
-            naming: Naming::Config,
-        }
-    }
-
-    fn check_labels(&self, task: TaskKind) -> Result<(), Invalid> {
-        let columns = self.label.as_slice().len();
-        if task != TaskKind::Multilabel && columns > 1 {
-            let message =
-                format!("has {columns} columns, expected one for {task}; task.kind = \"multilabel\" takes several");
-            return Err(Invalid::new("data.label", message));
-        }
-        if let Some(delimiter) = &self.label_delimiter {
-            let wrong = |message: String| Err(Invalid::new("data.label_delimiter", message));
-            match task {
-                TaskKind::Multilabel if delimiter.is_empty() => {
-                    return wrong("is empty, expected what stands between labels, such as \";\"".into());
-                }
-                TaskKind::Multilabel if columns > 1 => {
-                    return wrong("is set, but data.label has a column for each label; remove the key".into());
-                }
-                TaskKind::Multilabel => {}
-                _ => return wrong(format!("is set, but a row has one label in {task}; remove the key")),
-            }
-        }
-        if task == TaskKind::Regression && !self.rename_labels.is_empty() {
-            let message = "is set, but regression has no labels; remove the key";
-            return Err(Invalid::new("data.rename_labels", message));
-        }
-        let Some(labels) = &self.labels else { return Ok(()) };
-        let wrong = |message: String| Err(Invalid::new("data.labels", message));
-        if task == TaskKind::Regression {
-            return wrong("is set, but regression has no labels; remove the key".into());
-        }
-        if labels.len() < 2 {
-            return wrong(format!("has {} entries, expected two or more", labels.len()));
-        }
-        for (i, label) in labels.iter().enumerate() {
-            if labels[..i].contains(label) {
-                return wrong(format!("has \"{label}\" twice; each label once"));
-            }
-        }
-        Ok(())
     }
 }

@@ -1,14 +1,15 @@
 //! Any number of labels a row (`multilabel`): how files write them, the one string that stands for a row's labels from the
 //! reader to the targets, and the targets themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::config::TaskKind;
+use super::config::{Column, TaskKind};
 use super::dataset::Targets;
-use super::labels::{LabelMap, Labels};
+use super::labels::{LabelMap, Labels, renamed};
 use super::places::Places;
 use super::reader::Naming;
+use super::settings::Columns;
 use super::shortened;
 use crate::error::Result;
 
@@ -108,16 +109,43 @@ pub(super) fn of_list(list: &[serde_json::Value]) -> Result<String, String> {
 pub(super) fn of_flags<'c>(columns: impl IntoIterator<Item = (&'c str, &'c str)>) -> Result<String, String> {
     let mut names = vec![];
     for (name, value) in columns {
-        match value.trim() {
-            "1" | "1.0" | "true" | "True" | "TRUE" => names.push(name.to_owned()),
-            "0" | "0.0" | "false" | "False" | "FALSE" => {}
-            other => {
-                let found = shortened(other);
+        match flag(value) {
+            Some(true) => names.push(name.to_owned()),
+            Some(false) => {}
+            None => {
+                let found = shortened(value.trim());
                 return Err(format!("label column \"{name}\" is \"{found}\", expected 0 or 1; fix the row"));
             }
         }
     }
     join(names)
+}
+
+/// The labels of such columns, renamed, each once in the order of their first ones; `None` where columns go by number, or there is
+/// one only, which holds the labels' names.
+pub fn flag_names(columns: &Columns, renames: &BTreeMap<String, String>) -> Option<Vec<String>> {
+    let mut names: Vec<String> = vec![];
+    for column in columns.iter() {
+        let Column::Name(name) = column else { return None };
+        let name = renamed(renames, name).map_or(name, |(_, to)| to);
+        if !names.contains(name) {
+            names.push(name.clone());
+        }
+    }
+    (columns.as_slice().len() > 1).then_some(names)
+}
+
+fn flag(value: &str) -> Option<bool> {
+    match value.trim() {
+        "1" | "1.0" | "true" | "True" | "TRUE" => Some(true),
+        "0" | "0.0" | "false" | "False" | "FALSE" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether every row has one label, which says yes or no: a column of 0 and 1 by itself, which was not meant for two labels.
+pub fn are_flags(labels: &Labels) -> bool {
+    !labels.is_empty() && labels.names().iter().all(|joined| flag(joined).is_some())
 }
 
 /// Classes of every row, any number of them.
@@ -211,6 +239,11 @@ pub fn all_names(labels: &Labels) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn labels(names: &[&str]) -> Labels {
+        let codes = super::super::tokens::Array::Owned((0..names.len() as u32).collect());
+        Labels { names: names.iter().map(|name| name.to_string()).collect(), codes }
+    }
+
     #[test]
     fn a_cell_is_a_list_or_delimited() {
         let of = |cell: &str| of_cell(cell, ",", Naming::Config).map(|joined| shown(&joined));
@@ -228,6 +261,10 @@ mod tests {
     fn flags_name_their_columns() {
         let of = |columns: &[(&'static str, &'static str)]| of_flags(columns.iter().copied()).map(|j| shown(&j));
         assert_eq!(of(&[("joy", "1"), ("fear", "0"), ("anger", "True")]), Ok("anger, joy".into()));
+        assert!(are_flags(&labels(&["0", "1", "True"])) && !are_flags(&labels(&["0", "1", ""])));
+        assert!(
+            !are_flags(&labels(&["0", "27"])) && !are_flags(&labels(&["0", "0\u{1f}1"])) && !are_flags(&labels(&[]))
+        );
         assert!(of(&[("joy", "2")]).unwrap_err().contains("\"joy\" is \"2\", expected 0 or 1"));
     }
 

@@ -1,6 +1,6 @@
 //! Label strings to targets: class indices through a [`LabelMap`], or numbers for regression.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use super::dataset::Targets;
@@ -190,6 +190,11 @@ pub(super) fn plain(name: &str) -> Option<String> {
         Some(integer) => Some(integer.to_string()),
         None => ["true", "false"].into_iter().find(|b| b.eq_ignore_ascii_case(name)).map(str::to_owned),
     }
+}
+
+/// The entry of `renames` for a label: by its name, or by the plain form of that.
+pub(super) fn renamed<'r>(renames: &'r BTreeMap<String, String>, label: &str) -> Option<(&'r String, &'r String)> {
+    renames.get_key_value(label).or_else(|| renames.get_key_value(&plain(label)?))
 }
 
 /// The integer that a name spells, as digits or as a float with nothing but zeros behind the point (`1`, `-2`, `3.0`).

@@ -202,6 +202,15 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), ranges))
     }
 
+    /// The tokens of a text, without special ones.
+    ///
+    /// # Errors
+    /// Why the tokenizer fails.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, String> {
+        let encoded = guarded(|| self.inner.encode_fast(text, false));
+        encoded.map(|e| e.get_ids().to_vec()).map_err(|e| format!("the tokenizer failed: {e}"))
+    }
+
     /// The tokens of a text, without special ones, and where each stands in it: its first character and past its last.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 pub mod objective;
 pub mod sequence;
 pub mod span;
+pub mod tags;
 
 pub use objective::Objective;
 

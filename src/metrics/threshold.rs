@@ -1,40 +1,25 @@
 //! The decision threshold that is best by some score on labelled rows: of two classes, or of labels that a row may have
 //! several of.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The score that a threshold is tuned for, as scikit-learn defines it; F1 is that of class 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Criterion {
     F1,
     Accuracy,
     BalancedAccuracy,
     Mcc,
-    // Of answers that are pieces of a text; of classes it is the accuracy. (A doc comment would split the schema.)
-    ExactMatch,
 }
 
 impl Criterion {
-    /// The name in config files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F1 => "f1",
-            Self::Accuracy => "accuracy",
-            Self::BalancedAccuracy => "balanced_accuracy",
-            Self::Mcc => "mcc",
-            Self::ExactMatch => "exact_match",
-        }
-    }
-
     /// Of rows of class 1 (`hits` of `positives` found) and class 0 (`alarms` of `negatives` taken for class 1).
     fn of(self, hits: f64, positives: f64, alarms: f64, negatives: f64) -> f64 {
         let (misses, rejected) = (positives - hits, negatives - alarms);
         match self {
             Self::F1 => 2.0 * hits / (positives + hits + alarms),
-            Self::Accuracy | Self::ExactMatch => (hits + rejected) / (positives + negatives),
+            Self::Accuracy => (hits + rejected) / (positives + negatives),
             // (hits/positives + rejected/negatives) / 2 over one denominator, so that equal scores are equal numbers.
             Self::BalancedAccuracy => (hits * negatives + rejected * positives) / (2.0 * positives * negatives),
             Self::Mcc => {
@@ -197,7 +182,9 @@ mod tests {
                     let report = classification::score(&called, &truth, 2).unwrap();
                     match criterion {
                         Criterion::BalancedAccuracy => (report.per_class[0].recall + report.per_class[1].recall) / 2.0,
-                        other => report.metrics.get(other.name()).unwrap(),
+                        Criterion::F1 => report.metrics.get("f1").unwrap(),
+                        Criterion::Accuracy => report.metrics.get("accuracy").unwrap(),
+                        Criterion::Mcc => report.metrics.get("mcc").unwrap(),
                     }
                 };
                 let what = format!("{criterion:?} {scores:?} {truth:?} {tuned:?}");

@@ -9,6 +9,7 @@ use crate::data::settings::{Columns, Delimiter, Encoding, Pattern};
 use crate::data::tagging::scheme::Scheme;
 use crate::error::{Error, Result};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::TagDecoding;
 use crate::hub::files::{BERTFT_JSON, TOKENIZER_FILES};
 use crate::metrics::threshold::Threshold;
 use crate::ops::with_values;
@@ -42,6 +43,9 @@ pub struct BertftJson {
     pub tag_scheme: Option<Scheme>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convert_tags: Option<Scheme>,
+    /// How they are found.
+    #[serde(default, skip_serializing_if = "TagDecoding::is_argmax")]
+    pub tag_decoding: TagDecoding,
     pub header: bool,
     pub max_length: usize,
     /// How the training file was written; the rest as [`DataConfig`] has it.
@@ -87,6 +91,7 @@ impl BertftJson {
             label_delimiter: data.label_delimiter.clone(),
             tag_scheme: data.tag_scheme,
             convert_tags: data.convert_tags,
+            tag_decoding: TagDecoding::default(),
             header: data.header,
             max_length: data.max_length,
             threshold: None,
@@ -102,6 +107,11 @@ impl BertftJson {
             pattern: data.pattern.clone(),
             rename_labels: data.rename_labels.clone(),
         }
+    }
+
+    /// With how tags are found.
+    pub fn with_tags(self, tag_decoding: TagDecoding) -> Self {
+        Self { tag_decoding, ..self }
     }
 
     /// With how answers are read.

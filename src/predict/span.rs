@@ -1,8 +1,9 @@
 //! Answers to questions, in input order.
 
 use crate::data::sampler::length_sorted;
-use crate::data::span::{Asked, Question, unanswered};
-use crate::data::{Targets, Tokenizer};
+use crate::data::settings::OnBadRow;
+use crate::data::span::{Asked, Question, Unanswered, unanswered};
+use crate::data::{Skipped, Targets, Tokenizer};
 use crate::error::{Error, Result};
 use crate::heads::span::{Best, SpanDecoding, add_rows};
 use crate::model::Model;
@@ -30,6 +31,15 @@ pub struct SpanPrediction {
     pub null_odds: Option<f64>,
 }
 
+/// The answers to some questions.
+pub struct Answered {
+    /// In the order of the questions.
+    pub predictions: Vec<SpanPrediction>,
+    pub skipped: Skipped,
+    /// Why there is no answer to the question behind the last of them.
+    pub failed: Option<Error>,
+}
+
 /// How rows are made of questions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Windows {
@@ -37,6 +47,8 @@ pub struct Windows {
     pub max_length: usize,
     /// Tokens that neighbours share.
     pub doc_stride: usize,
+    /// What becomes of a question that leaves no room for its context.
+    pub on_bad_row: OnBadRow,
 }
 
 /// Answers questions; rows of like length are computed together.
@@ -47,13 +59,15 @@ pub fn predict(
     batch_size: usize,
     windows: Windows,
     decoding: &SpanDecoding,
-) -> Result<Vec<SpanPrediction>> {
-    let given: Vec<_> = questions.iter().map(|q| (q.row, q.given_id.clone())).collect();
-    let data = unanswered(questions, tokenizer, windows.max_length, windows.doc_stride)?;
+) -> Result<Answered> {
+    let mut given: Vec<_> = questions.iter().map(|q| (q.row, q.given_id.clone())).collect();
+    let lengths = (windows.max_length, windows.doc_stride);
+    let Unanswered { data, left_out, skipped, failed } = unanswered(questions, tokenizer, lengths, windows.on_bad_row);
+    given.retain(|(row, _)| !left_out.contains(row));
     let encoder = model.encoder().0.config();
     data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let Targets::Spans(spans) = &data.targets else { return Err(Error::Failed("the rows have no questions".into())) };
-    let mut best = vec![Best::default(); given.len()];
+    let mut best = vec![Best::default(); spans.questions().asked.len()];
     for rows in length_sorted(&data.tokens.lengths(), batch_size) {
         let logits: Vec<f32> = model.logits(&data.batch(&rows))?.flatten_all()?.to_vec1()?;
         add_rows(&mut best, &spans.subset(&rows), &logits, decoding);
@@ -71,5 +85,6 @@ pub fn predict(
             null_odds: best.answer().filter(|_| decoding.null_threshold.is_some()).map(|(_, odds)| odds),
         }
     };
-    Ok(given.into_iter().zip(spans.questions().asked.iter().zip(&best)).map(answer).collect())
+    let predictions = given.into_iter().zip(spans.questions().asked.iter().zip(&best)).map(answer).collect();
+    Ok(Answered { predictions, skipped, failed })
 }

@@ -6,7 +6,7 @@ use crate::data::tagging::{Sentence, unlabelled};
 use crate::data::{Targets, Tokenizer};
 use crate::error::{Error, Result};
 use crate::heads::sequence::probabilities;
-use crate::metrics::classification::argmax;
+use crate::heads::tags::{TagDecoder, WordScores};
 use crate::model::Model;
 use serde::Serialize;
 
@@ -47,28 +47,33 @@ pub fn predict(
     sentences: &[Sentence],
     batch_size: usize,
     max_length: usize,
+    decoder: &TagDecoder,
 ) -> Result<Vec<TagPrediction>> {
     let data = unlabelled(sentences, tokenizer, max_length)?;
     let encoder = model.encoder().0.config();
     data.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
     let Targets::Tags(rows) = &data.targets else { return Err(Error::Failed("the rows have no words".into())) };
     let (outputs, names) = (model.task().outputs(), model.task().labels.clone());
-    // What the tokenizer makes nothing of is outside.
-    let mut found: Vec<Vec<Option<(u32, f32)>>> = sentences.iter().map(|s| vec![None; s.words.len()]).collect();
+    let mut scores: Vec<WordScores> = sentences.iter().map(|s| WordScores::new(s.words.len(), outputs)).collect();
     for of_rows in length_sorted(&data.tokens.lengths(), batch_size) {
         let logits: Vec<f32> = model.logits(&data.batch(&of_rows))?.flatten_all()?.to_vec1()?;
         let mut words = logits.chunks_exact(outputs);
         for row in of_rows.iter().map(|&row| rows.row(row)) {
             for (&(word, _), logits) in row.words.iter().zip(words.by_ref()) {
-                let label = argmax(logits);
-                found[row.sentence as usize][word as usize] =
-                    Some((label, probabilities(logits, outputs)[label as usize]));
+                scores[row.sentence as usize].set(word as usize, logits);
             }
         }
     }
-    Ok(sentences.iter().zip(found).map(|(sentence, found)| answer(sentence, &found, &names)).collect())
+    let labelled = |scores: &WordScores| -> Vec<Option<(u32, f32)>> {
+        let probability =
+            |word, label: u32| probabilities(scores.of(word).unwrap_or_default(), outputs)[label as usize];
+        let labels = decoder.decode(scores).into_iter().enumerate();
+        labels.map(|(word, label)| label.map(|label| (label, probability(word, label)))).collect()
+    };
+    Ok(sentences.iter().zip(&scores).map(|(sentence, of)| answer(sentence, &labelled(of), &names)).collect())
 }
 
+/// `found`: the label of each word and its probability; what the tokenizer makes nothing of is outside.
 fn answer(sentence: &Sentence, found: &[Option<(u32, f32)>], names: &[String]) -> TagPrediction {
     let tags: Vec<&str> = found.iter().map(|f| f.map_or("O", |(label, _)| names[label as usize].as_str())).collect();
     let parsed: Option<Vec<Tag>> = names

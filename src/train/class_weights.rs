@@ -13,7 +13,7 @@ use std::fmt;
 #[derive(Debug, Clone, PartialEq)]
 pub enum ClassWeights {
     /// rows / (labels · rows of the label), as scikit-learn's `compute_class_weight("balanced")`; where a row may have several
-    /// labels, rows without the label / rows with it.
+    /// labels, rows without the label / rows with it, and 1 where all rows have it, as with 0 it would never be learnt.
     Balanced,
     /// By label name; every label has one. Where a row may have several labels those that are not named have 1.
     Table(BTreeMap<String, f64>),
@@ -105,6 +105,7 @@ fn balanced(labels: &[String], targets: &Targets, wrong: &dyn Fn(String) -> Erro
     }
     let rows = rows as f64;
     let of_class = |n: f64| match targets {
+        Targets::Sets(_) if n == rows => 1.0,
         Targets::Sets(_) => (rows - n) / n,
         _ => rows / labels.len() as f64 / n,
     };
@@ -148,6 +149,7 @@ fn by_name(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::LabelSets;
 
     fn labels() -> Vec<String> {
         ["bad", "good", "1"].map(String::from).to_vec()
@@ -165,6 +167,13 @@ mod tests {
         let none = ClassWeights::Balanced.resolve(&labels(), &Targets::Class(vec![0, 2])).unwrap_err();
         assert!(none.to_string().contains("no training row has the label \"good\""), "{none}");
         assert_eq!(none.exit_code(), 2);
+    }
+
+    #[test]
+    fn balanced_weights_of_several_labels_are_what_is_lacking_for_each() {
+        let targets = Targets::Sets(LabelSets::new(vec![vec![0, 2], vec![2], vec![0, 2], vec![0, 1, 2]]));
+        // All rows have the last label.
+        assert_eq!(ClassWeights::Balanced.resolve(&labels(), &targets).unwrap(), [1.0 / 3.0, 3.0, 1.0]);
     }
 
     #[test]

@@ -8,11 +8,11 @@ use super::log::{Phase, Progress, Reporter};
 use crate::data::config::TaskKind;
 use crate::data::sampler::length_sorted;
 use crate::data::slices::Slices;
-use crate::data::tagging::scheme::Scheme;
 use crate::data::{Dataset, LabelSets, Targets};
 use crate::error::{Error, Result};
 use crate::heads::sequence::{probabilities, row_losses, sigmoids};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::TagReading;
 use crate::metrics::classification::{ClassificationReport, Confusion, argmax};
 use crate::metrics::multilabel::Counts;
 use crate::metrics::threshold::{Criterion, Threshold, best, decide, decide_each};
@@ -32,8 +32,8 @@ pub struct EvalSet {
     pub data: Dataset,
     /// Groups of rows that get metrics of their own.
     pub slices: Option<Slices>,
-    /// The scheme that tags are read by strictly; `None`: leniently.
-    pub strict_tags: Option<Scheme>,
+    /// How tags are found and counted; `None`: the best of each word, and entities read leniently.
+    pub tags: Option<TagReading>,
     /// How answers are read from scores; the default where it is `None`.
     pub spans: Option<SpanDecoding>,
 }
@@ -61,7 +61,7 @@ pub fn evaluate(
     reporter: &mut dyn Reporter,
 ) -> Result<Evaluation> {
     if let Targets::Tags(_) = set.data.targets {
-        return eval_tags::evaluate(model, &set.data, batch_size, set.strict_tags, reporter);
+        return eval_tags::evaluate(model, &set.data, batch_size, set.tags, reporter);
     }
     if let Targets::Spans(_) = set.data.targets {
         let scored = SpanScores::new(model, &set.data, batch_size, set.spans.unwrap_or_default(), reporter)?;

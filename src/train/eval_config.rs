@@ -2,9 +2,55 @@
 
 use crate::data::config::{Column, Invalid, TaskKind};
 use crate::heads::span::SpanDecoding;
+use crate::heads::tags::TagDecoding;
+use crate::metrics::span::Of;
 use crate::metrics::threshold::Criterion;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// The score that a threshold is tuned for; each task has some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TuneBy {
+    F1,
+    Accuracy,
+    BalancedAccuracy,
+    Mcc,
+    ExactMatch,
+}
+
+impl TuneBy {
+    /// The name in config files.
+    fn name(self) -> &'static str {
+        match self {
+            Self::F1 => "f1",
+            Self::Accuracy => "accuracy",
+            Self::BalancedAccuracy => "balanced_accuracy",
+            Self::Mcc => "mcc",
+            Self::ExactMatch => "exact_match",
+        }
+    }
+
+    /// As a score of labels that are predicted or not, if it is one.
+    pub fn of_labels(self) -> Option<Criterion> {
+        match self {
+            Self::F1 => Some(Criterion::F1),
+            Self::Accuracy => Some(Criterion::Accuracy),
+            Self::BalancedAccuracy => Some(Criterion::BalancedAccuracy),
+            Self::Mcc => Some(Criterion::Mcc),
+            Self::ExactMatch => None,
+        }
+    }
+
+    /// As a score of answers, if it is one.
+    pub fn of_answers(self) -> Option<Of> {
+        match self {
+            Self::F1 => Some(Of::F1),
+            Self::ExactMatch => Some(Of::Exact),
+            Self::Accuracy | Self::BalancedAccuracy | Self::Mcc => None,
+        }
+    }
+}
 
 /// The `[eval]` table.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,7 +61,7 @@ pub struct EvalConfig {
     /// questions may have no answer: the threshold of null_score_diff_threshold that is best by f1 or exact_match. Default: none,
     /// the more probable label is predicted, or each from a probability of 0.5 on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tune_threshold: Option<Criterion>,
+    pub tune_threshold: Option<TuneBy>,
     /// For multilabel: tune a threshold for each label by itself. Default false.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub threshold_per_label: bool,
@@ -23,6 +69,10 @@ pub struct EvalConfig {
     /// E or S, else IOB2. Default false: as conlleval reads them.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub strict_tags: bool,
+    /// For tokens: how tags are found, here and with the model. Viterbi's algorithm needs tags of a scheme: that of
+    /// data.convert_tags or data.tag_scheme, else IOBES where any tag begins with E or S, else IOB2. Default argmax.
+    #[serde(skip_serializing_if = "TagDecoding::is_argmax")]
+    pub tag_decoding: TagDecoding,
     /// For span: so many of the highest scores to begin and to end an answer are tried with each other. Default 20.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
@@ -54,6 +104,10 @@ impl EvalConfig {
         self.check_answers(task)?;
         if self.strict_tags && task != TaskKind::Tokens {
             return Err(Invalid::new("eval.strict_tags", format!("is true, but {task} has no tags; remove the key")));
+        }
+        if !self.tag_decoding.is_argmax() && task != TaskKind::Tokens {
+            let message = format!("is \"{}\", but {task} has no tags; remove the key", self.tag_decoding.name());
+            return Err(Invalid::new("eval.tag_decoding", message));
         }
         if self.threshold_per_label {
             let message = match (task, self.tune_threshold) {
@@ -99,17 +153,15 @@ impl EvalConfig {
             let message = format!("is {threshold}, expected a finite number");
             return Err(Invalid::new("eval.null_score_diff_threshold", message));
         }
-        let of_answers = [Criterion::F1, Criterion::ExactMatch];
-        let expected = match self.tune_threshold {
-            Some(c) if task == TaskKind::Span && !of_answers.contains(&c) => "f1 or exact_match",
-            Some(Criterion::ExactMatch) if task != TaskKind::Span => {
-                let message = "is \"exact_match\", which is for span; expected f1, accuracy, balanced_accuracy or mcc";
-                return Err(Invalid::new("eval.tune_threshold", message));
-            }
-            _ => return Ok(()),
+        let Some(by) = self.tune_threshold else { return Ok(()) };
+        let (known, expected) = match task {
+            TaskKind::Span => (by.of_answers().is_some(), "f1 or exact_match"),
+            _ => (by.of_labels().is_some(), "f1, accuracy, balanced_accuracy or mcc"),
         };
-        let found = self.tune_threshold.map_or("", Criterion::name);
-        Err(Invalid::new("eval.tune_threshold", format!("is \"{found}\", expected {expected} for {task}")))
+        if known {
+            return Ok(());
+        }
+        Err(Invalid::new("eval.tune_threshold", format!("is \"{}\", expected {expected} for {task}", by.name())))
     }
 
     /// How answers are read from scores; `with_none`: whether a question of the data has none.

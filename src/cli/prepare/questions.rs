@@ -39,7 +39,7 @@ impl Prepared {
         scored.extend(data.test.as_ref().map(|files| ("test".to_owned(), files)));
         let mut eval = vec![];
         for (name, files) in scored {
-            eval.push(EvalSet { data: read(&name, files)?, name, slices: None, strict_tags: None, spans: None });
+            eval.push(EvalSet { data: read(&name, files)?, name, slices: None, tags: None, spans: None });
         }
         let lacks = |data: &Dataset| matches!(&data.targets, Targets::Spans(spans) if spans.lacks_answers());
         let with_none = lacks(&train) || eval.iter().any(|set| lacks(&set.data));
@@ -48,7 +48,7 @@ impl Prepared {
             Some(EvalSource::Fraction(share)) => {
                 let (train_rows, eval_rows) = split_fraction(&train.targets, *share, config.train.seed)?;
                 let data = train.subset(&eval_rows);
-                let eval = EvalSet { name: "eval".into(), data, slices: None, strict_tags: None, spans: None };
+                let eval = EvalSet { name: "eval".into(), data, slices: None, tags: None, spans: None };
                 (train.subset(&train_rows), vec![eval])
             }
             _ => (train, eval),

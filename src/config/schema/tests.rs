@@ -156,7 +156,7 @@ fn names_are_those_of_the_loader() {
                     e.contains("; add ")
                         || e.contains("feature")
                         || e.contains("set it to one")
-                        || e.contains("which is for span")
+                        || e.contains("or mcc for classification")
                         || e.contains("; remove the key")
                 },
                 |_| true,

@@ -38,7 +38,7 @@ use self::source::{Compression, Input, decompress};
 use super::config::Format;
 use super::example::Example;
 use super::label_sets::{self, LabelForm};
-use super::labels::plain;
+use super::labels::renamed;
 use super::settings::{OnBadRow, STANDARD_INPUT};
 use crate::error::{Error, Result};
 
@@ -89,7 +89,7 @@ impl Skipped {
     }
 
     /// Adds what was skipped elsewhere.
-    pub(super) fn append(&mut self, other: Self) {
+    pub fn append(&mut self, other: Self) {
         self.rows += other.rows;
         let room = Self::LISTED.saturating_sub(self.first.len());
         self.first.extend(other.first.into_iter().take(room));
@@ -344,8 +344,7 @@ impl Reader {
     }
 
     fn renamed(&mut self, label: String) -> String {
-        let renames = &self.options.rename_labels;
-        match renames.get_key_value(&label).or_else(|| renames.get_key_value(&plain(&label)?)) {
+        match renamed(&self.options.rename_labels, &label) {
             Some((from, to)) => {
                 if !self.renamed.contains(from) {
                     self.renamed.insert(from.clone());

@@ -1,6 +1,6 @@
 //! Files of questions to tokens and places of answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use super::rows::{Asked, Context, Questions, SpanRow, SpanRows, answer_in, windo
 use super::{Answer, Question};
 use crate::data::reader::Skipped;
 use crate::data::reader::questions::{QuestionOptions, QuestionReader, Repaired};
-use crate::data::settings::Files;
+use crate::data::settings::{Files, OnBadRow};
 use crate::data::{Dataset, Targets, Tokenizer, Tokens};
 use crate::error::{Error, Result};
 
@@ -58,7 +58,7 @@ pub fn load(
         if chunk.is_empty() {
             break;
         }
-        loaded.add(chunk, tokenizer, &mut |error| bad.skip(error, options.on_bad_row))?;
+        loaded.add(chunk, tokenizer, &mut |_, error| bad.skip(error, options.on_bad_row))?;
         progress(loaded.asked.len() as u64)?;
     }
     loaded.skipped = reader.skipped().clone();
@@ -71,20 +71,35 @@ pub fn load(
     Ok(loaded)
 }
 
-/// Questions whose answers are to be found, as rows.
-///
-/// # Errors
-/// When the tokenizer fails or a question leaves no room for its context.
+/// Questions whose answers are to be found.
+pub struct Unanswered {
+    /// As rows.
+    pub data: Dataset,
+    /// The rows of the input that were left out.
+    pub left_out: HashSet<u64>,
+    pub skipped: Skipped,
+    /// Why the questions end before the last one.
+    pub failed: Option<Error>,
+}
+
+/// Makes rows of questions as far as they can be: to the first that leaves no room for its context, unless such are skipped, or
+/// at which the tokenizer fails.
 pub fn unanswered(
     questions: Vec<Question>,
     tokenizer: &Tokenizer,
-    max_length: usize,
-    stride: usize,
-) -> Result<Dataset> {
+    (max_length, stride): (usize, usize),
+    on_bad_row: OnBadRow,
+) -> Unanswered {
     let mut loaded = Loaded { max_length, ..Loaded::default() };
+    let (mut skipped, mut left_out) = (Skipped::default(), HashSet::new());
     let file = questions.first().map(|q| q.file.to_path_buf()).unwrap_or_default();
-    loaded.add(questions, tokenizer, &mut Err)?;
-    Ok(loaded.rows(tokenizer, stride, &Files::from(file)))
+    let mut bad = |question: &Question, error| {
+        skipped.skip(error, on_bad_row)?;
+        left_out.insert(question.row);
+        Ok(())
+    };
+    let failed = loaded.add(questions, tokenizer, &mut bad).err();
+    Unanswered { data: loaded.rows(tokenizer, stride, &Files::from(file)), left_out, skipped, failed }
 }
 
 impl Loaded {
@@ -93,7 +108,7 @@ impl Loaded {
         &mut self,
         chunk: Vec<Question>,
         tokenizer: &Tokenizer,
-        bad: &mut dyn FnMut(Error) -> Result<()>,
+        bad: &mut dyn FnMut(&Question, Error) -> Result<()>,
     ) -> Result<()> {
         let mut new: Vec<&Question> = vec![];
         let mut numbers = Vec::with_capacity(chunk.len());
@@ -118,8 +133,7 @@ impl Loaded {
         }
         // White space before a question is no part of it; some sets have it.
         let encode = |question: &Question| {
-            let encoded = tokenizer.encode_with_offsets(question.question.trim_start());
-            encoded.map(|(ids, _)| ids).map_err(|message| failed(question, message))
+            tokenizer.encode_text(question.question.trim_start()).map_err(|message| failed(question, message))
         };
         let encoded: Vec<_> = chunk.par_iter().map(encode).collect();
         for ((question, ids), context) in chunk.into_iter().zip(encoded).zip(numbers) {
@@ -133,7 +147,7 @@ impl Loaded {
                     ids.len(),
                     self.max_length
                 );
-                bad(failed(&question, message))?;
+                bad(&question, failed(&question, message))?;
                 continue;
             }
             let answer = question.answers.first().map(|answer: &Answer| (answer.start, answer.end()));

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 
 /// Where a tag stands in its span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +96,19 @@ impl Scheme {
     pub fn of(labels: &[String]) -> Self {
         let ends = |label: &String| Tag::parse(label).is_ok_and(|t| matches!(t.prefix, Prefix::E | Prefix::S));
         if labels.iter().any(ends) { Self::Iobes } else { Self::Iob2 }
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "iob1" => Ok(Self::Iob1),
+            "iob2" => Ok(Self::Iob2),
+            "iobes" => Ok(Self::Iobes),
+            _ => Err("expected iob1, iob2 or iobes".into()),
+        }
     }
 }
 
@@ -216,23 +230,24 @@ pub fn tags<'a>(spans: &[Span<'a>], words: usize, scheme: Scheme) -> Vec<Tag<'a>
     tags
 }
 
+/// Whether the scheme allows a tag after another. Before and behind a sentence stands [`Tag::OUTSIDE`].
+pub fn may_follow(scheme: Scheme, before: Tag, tag: Tag) -> bool {
+    let open = matches!(before.prefix, Prefix::B | Prefix::I);
+    let goes_on = open && before.kind == tag.kind;
+    match (scheme, tag.prefix) {
+        (Scheme::Iob1 | Scheme::Iob2, Prefix::E | Prefix::S) => false,
+        (Scheme::Iob1, Prefix::B) | (Scheme::Iob2, Prefix::I) | (Scheme::Iobes, Prefix::I | Prefix::E) => goes_on,
+        (Scheme::Iobes, Prefix::O | Prefix::B | Prefix::S) => !open,
+        (Scheme::Iob1, Prefix::O | Prefix::I) | (Scheme::Iob2, Prefix::O | Prefix::B) => true,
+    }
+}
+
 /// The first tag that the scheme does not allow where it stands.
 pub fn first_wrong(tags: &[Tag], scheme: Scheme) -> Option<usize> {
-    let wrong = |i: usize| {
-        let before = if i == 0 { Tag::OUTSIDE } else { tags[i - 1] };
-        let same = before.kind == tags[i].kind;
-        let open = matches!(before.prefix, Prefix::B | Prefix::I) && same;
-        match (scheme, tags[i].prefix) {
-            (Scheme::Iob1, Prefix::B) => !open,
-            (Scheme::Iob2, Prefix::I) => !open,
-            (Scheme::Iob1 | Scheme::Iob2, Prefix::E | Prefix::S) => true,
-            (Scheme::Iob1 | Scheme::Iob2, _) => false,
-            (Scheme::Iobes, Prefix::I | Prefix::E) => !open,
-            (Scheme::Iobes, _) => matches!(before.prefix, Prefix::B | Prefix::I),
-        }
-    };
-    let open_end = scheme == Scheme::Iobes && tags.last().is_some_and(|t| matches!(t.prefix, Prefix::B | Prefix::I));
-    (0..tags.len()).find(|&i| wrong(i)).or(open_end.then(|| tags.len() - 1))
+    let before = |i: usize| if i == 0 { Tag::OUTSIDE } else { tags[i - 1] };
+    let open_end = tags.last().is_some_and(|last| !may_follow(scheme, *last, Tag::OUTSIDE));
+    let wrong = (0..tags.len()).find(|&i| !may_follow(scheme, before(i), tags[i]));
+    wrong.or(open_end.then(|| tags.len() - 1))
 }
 
 #[cfg(test)]
