@@ -65,7 +65,8 @@ impl Tokenizer {
     pub fn load(model_dir: impl AsRef<Path>) -> Result<Self> {
         let (file, bytes) = Self::json(model_dir)?;
         let wrong = |reason: String| Error::in_file(&file, format!("this is not a valid tokenizer: {reason}"));
-        let bytes = with_fast_scores(&bytes).unwrap_or(bytes);
+        let is_json = file.ends_with("tokenizer.json");
+        let bytes = with_fast_scores(&bytes).filter(|_| is_json).unwrap_or(bytes);
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(wrong)?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
@@ -98,12 +99,7 @@ impl Tokenizer {
         let file = dir.join("tokenizer.json");
         match std::fs::read(&file) {
             Ok(bytes) => Ok((file, bytes)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let bytes = tokenizer_json(dir)?;
-                let names = ["vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model"];
-                let found = names.map(|name| dir.join(name)).into_iter().find(|f| f.is_file());
-                Ok((found.unwrap_or(file), bytes))
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => tokenizer_json(dir),
             Err(e) => Err(Error::io(&file, e)),
         }
     }
@@ -133,7 +129,7 @@ impl Tokenizer {
             ModelWrapper::WordPiece(model) => model.unk_token.as_str(),
             ModelWrapper::BPE(model) => model.unk_token.as_deref()?,
             ModelWrapper::WordLevel(model) => model.unk_token.as_str(),
-            ModelWrapper::Unigram(_) => "<unk>",
+            ModelWrapper::Unigram(_) => return ["<unk>", "[UNK]"].iter().find_map(|name| self.inner.token_to_id(name)),
         };
         self.inner.token_to_id(name)
     }
