@@ -1,12 +1,12 @@
-//! bf16 against the f32 reference: what rounding activations and weights to 8 bits may change, and what it may not. On a
-//! machine without bf16 products there is nothing to test.
+//! bf16 against the f32 reference: what rounding activations and weights to 8 bits may change, and what it may not. A machine
+//! without bf16 products computes them here in plain loops.
 
 mod common;
 
 use bertft::data::Dataset;
 use bertft::heads::Objective;
 use bertft::model::Model;
-use bertft::ops::gemm::bf16_engine;
+use bertft::ops::gemm::allow_plain_bf16;
 use bertft::optim::schedule::{Decay, Schedule};
 use bertft::rng::PassKey;
 use bertft::train::step::{StepConfig, gradients, update};
@@ -18,16 +18,9 @@ fn cases() -> Vec<&'static str> {
     ["classification", "pairs", "regression"].into_iter().chain(FAMILIES).collect()
 }
 
-fn skip() -> bool {
-    let skip = bf16_engine().is_none();
-    if skip {
-        eprintln!("no bf16 products on this machine: not tested");
-    }
-    skip
-}
-
 /// The case's model in f32 and in bf16.
 fn both(case: &str) -> [Model; 2] {
+    allow_plain_bf16();
     [DType::F32, DType::BF16].map(|dtype| trainable_in(&fixture(case, "model"), dtype))
 }
 
@@ -43,9 +36,6 @@ fn grads(model: &Model) -> Vec<(String, Vec<f32>)> {
 /// The f32 logits and gradients are within 1e-5 and 1e-4 of `transformers`' (tests/golden.rs); here the distance to them.
 #[test]
 fn logits_and_gradients_are_near_those_of_f32() {
-    if skip() {
-        return;
-    }
     for case in cases() {
         let (data, [mut exact, mut rounded]) = (dataset(case), both(case));
         let batch = data.batch(&all(&data));
@@ -75,9 +65,6 @@ fn logits_and_gradients_are_near_those_of_f32() {
 /// Twenty steps of AdamW: the f32 master weights collect updates far below bf16's resolution.
 #[test]
 fn the_loss_curve_follows_f32() {
-    if skip() {
-        return;
-    }
     for case in cases() {
         let (data, mut models) = (dataset(case), both(case));
         let config = StepConfig {
@@ -114,9 +101,7 @@ fn the_loss_curve_follows_f32() {
 
 #[test]
 fn a_packed_batch_is_each_row_alone_and_recomputing_changes_no_bit() {
-    if skip() {
-        return;
-    }
+    allow_plain_bf16();
     for case in cases() {
         let (data, mut model) = (dataset(case), trainable_in(&fixture(case, "model"), DType::BF16));
         let batch = data.batch(&all(&data));

@@ -8,7 +8,7 @@ use bertft::data::config::TaskKind;
 use bertft::error::Error;
 use bertft::model::{LoadReport, Model, Pretrained, Task, Thaw, Tuning};
 use bertft::nn::workspace::Space;
-use bertft::ops::gemm::bf16_engine;
+use bertft::ops::gemm::allow_plain_bf16;
 use bertft::train::config::TrainConfig;
 use bertft::train::plan::Plan;
 use bertft::train::scheduler::{Anneal, Scheduler, SchedulerKwargs};
@@ -306,12 +306,10 @@ fn together() -> TrainConfig {
 #[test]
 fn a_resumed_run_has_the_same_bits_with_all_options() {
     let thawed = TrainConfig { unfreeze_layers_per_epoch: 1, fgm_epsilon: 0.0, weight_decay: 0.1, ..together() };
+    allow_plain_bf16();
     for (config, dtype, recompute) in
         [(together(), DType::F32, false), (thawed, DType::F32, true), (together(), DType::BF16, true)]
     {
-        if dtype == DType::BF16 && bf16_engine().is_none() {
-            continue;
-        }
         let begin = || {
             let (mut model, _) = begun(&config, dtype).unwrap();
             model.recompute_activations(recompute);

@@ -2,63 +2,25 @@
 //! every parameter learns, dropout is the same in both directions.
 
 mod common;
+#[path = "common/models.rs"]
+mod models;
 
-use bertft::data::{Batch, Dataset, Targets, Tokens};
+use bertft::data::{Batch, Targets};
 use bertft::encoders::{Encoder, Read};
 use bertft::heads::Objective;
 use bertft::heads::sequence::{probabilities, sigmoids};
 use bertft::metrics::ranking;
 use bertft::metrics::threshold::{Criterion, Threshold};
-use bertft::model::{Model, Pretrained, Task, Tuning};
+use bertft::model::Model;
 use bertft::nn::params::{Layout, Params};
 use bertft::nn::workspace::Space;
-use bertft::optim::schedule::{Decay, Schedule};
-use bertft::rng::{PassKey, splitmix};
+use bertft::rng::PassKey;
 use bertft::train::eval::Scored;
 use bertft::train::log::Silent;
-use bertft::train::step::{StepConfig, gradients, update};
+use bertft::train::step::{gradients, update};
 use candle_core::{Device, Tensor};
 use common::{FAMILIES, dataset, distance, fixture, floats, norm, trainable, worst};
-use std::path::{Path, PathBuf};
-
-/// Softmax does not see a shift, so the key bias has no gradient but rounding noise.
-fn zero_by_nature(name: &str) -> bool {
-    name.ends_with("attention.self.key.bias") || name.ends_with("pos_key_proj.bias")
-}
-
-/// A pretrained model with dropout 0.1 and a new head.
-fn tiny(seed: u64) -> Model {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/bert-tiny-4l-128h");
-    let task = Task {
-        kind: bertft::data::config::TaskKind::Classification,
-        labels: ["a", "b", "c"].map(String::from).to_vec(),
-    };
-    let (mut model, _) = Model::load(&Pretrained::open(&dir).unwrap(), task, seed, Space::f32(&Device::Cpu)).unwrap();
-    model.params.start_training().unwrap();
-    model
-}
-
-/// Rows of random tokens, the second half of each of type 1.
-fn random_rows(model: &mut Model, lengths: &[usize]) -> Dataset {
-    let vocab = model.encoder().0.config().embedding.vocab as u64;
-    let mut made = 0;
-    let mut row = |length: usize| {
-        let ids: Vec<u32> = (made..made + length).map(|i| (splitmix(i as u64) % vocab) as u32).collect();
-        made += length;
-        (ids, (0..length).map(|i| u8::from(2 * i >= length)).collect::<Vec<u8>>(), false)
-    };
-    let tokens = Tokens::from_rows(lengths.iter().map(|&length| row(length)));
-    let targets = Targets::Class((0..lengths.len() as u32).map(|i| i % model.task().outputs() as u32).collect());
-    Dataset { tokens, targets, lines: (1..=lengths.len() as u64).collect(), file: PathBuf::from("random") }
-}
-
-/// Models with rows for each: wide random weights and odd sizes; regression; the pretrained one up to its last position.
-fn models() -> Vec<(&'static str, Model, Dataset)> {
-    let mut tiny = tiny(1);
-    let rows = random_rows(&mut tiny, &[5, 1, 512, 33, 2, 16, 64, 17]);
-    let case = |case| (case, trainable(&fixture(case, "model")), dataset(case));
-    [case("pairs"), case("regression"), ("tiny", tiny, rows)].into_iter().chain(FAMILIES.map(case)).collect()
-}
+use models::{all, grads, models, random_rows, set, step_config, tiny, zero_by_nature};
 
 /// A case's model with all dropout live, whatever its family calls it.
 fn lively(case: &str) -> Model {
@@ -82,14 +44,6 @@ fn lively(case: &str) -> Model {
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
     trainable(folder.path())
-}
-
-fn all(data: &Dataset) -> Vec<usize> {
-    (0..data.len()).collect()
-}
-
-fn grads(params: &Params) -> Vec<(String, Vec<f32>)> {
-    params.specs().iter().map(|s| (s.name.clone(), floats(&params.grad(s.offset, &s.shape).unwrap()))).collect()
 }
 
 /// That gradients agree but for the order of summation.
@@ -188,138 +142,6 @@ fn recomputed_activations_give_the_same_bits() {
     }
 }
 
-fn freeze(model: &mut Model, modules: &[&str]) -> bertft::Result<Option<String>> {
-    model.tune(&Tuning { freeze: modules.iter().map(|m| m.to_string()).collect(), ..Tuning::default() })
-}
-
-/// What learns gets the same gradients as when all learns; what is frozen gets none, keeps its weights, and is not missed.
-#[test]
-fn frozen_modules_stay_and_the_others_learn_as_before() {
-    let cases: [&[&str]; 5] = [
-        &["embeddings"],
-        &["bert.embeddings", "encoder.layer.0", "encoder.layer.1.attention"],
-        &["bert", "classifier.bias"],
-        &["encoder.layer.3.output.dense.weight", "embeddings.word_embeddings"],
-        &["embeddings", "encoder.layer.[!3].*", "/attention.*dense/"],
-    ];
-    for modules in cases {
-        let (mut free, mut model) = (tiny(1), tiny(1));
-        let rows = random_rows(&mut free, &[5, 1, 40, 17]);
-        let batch = rows.batch(&all(&rows));
-        freeze(&mut model, modules).unwrap();
-        let trained: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
-        assert!(!trained.is_empty() && trained.len() < model.params.specs().len(), "{modules:?}");
-        let config = step_config(1);
-        let weights = floats(model.params.weights());
-        for (step, m) in [&mut free, &mut model].into_iter().enumerate() {
-            let passed = gradients(m, std::slice::from_ref(&batch), &config, 0).unwrap();
-            assert_eq!(m.unreached().unwrap(), Vec::<String>::new(), "{modules:?} {step}");
-            update(m, passed.grad_norm, &config, 0).unwrap();
-        }
-        let squares: f64 = model.params.trained().map(|s| model.params.grad_square(s).unwrap()).sum();
-        assert!((squares.sqrt() / model.params.grad_norm().unwrap() - 1.0).abs() < 1e-6, "{modules:?}");
-        let after = floats(model.params.weights());
-        for ((spec, (name, got)), (_, want)) in
-            model.params.specs().iter().zip(grads(&model.params)).zip(grads(&free.params))
-        {
-            let moved = after[spec.range()] != weights[spec.range()];
-            if trained.contains(&name) {
-                assert!(moved && got == want, "{modules:?}: {name}");
-            } else {
-                assert!(!moved, "{modules:?}: {name} moved");
-                let touches_all = name.ends_with("weight") && spec.shape.len() == 2 && name.contains("layer");
-                assert!(!touches_all || norm(&got) == 0.0, "{modules:?}: a gradient of {name} was computed");
-            }
-        }
-    }
-    let mut model = tiny(1);
-    let message = freeze(&mut model, &["encoder.layr.0"]).unwrap_err().to_string();
-    assert!(message.contains("encoder.layr.0") && message.contains("encoder.layer.0?"), "{message}");
-    assert!(freeze(&mut model, &["bert", "classifier"]).unwrap_err().to_string().contains("nothing is left"));
-    assert!(freeze(&mut model, &["/[/"]).unwrap_err().to_string().contains("no pattern"));
-}
-
-/// Relative positions lie below all layers, and learn and freeze apart from them.
-#[test]
-fn relative_embeddings_are_frozen_and_learn_by_themselves() {
-    for (case, own) in [("deberta_v3", "deberta.encoder.LayerNorm"), ("deberta_v2", "deberta.encoder.rel_embeddings")] {
-        let data = dataset(case);
-        let batch = data.batch(&all(&data));
-        let pass = |frozen: &[&str]| {
-            let mut model = trainable(&fixture(case, "model"));
-            freeze(&mut model, frozen).unwrap();
-            model.forward_backward(&batch, Some(PassKey::new(9, 1)), &Objective::default(), 1.0, false).unwrap();
-            assert_eq!(model.unreached().unwrap(), Vec::<String>::new(), "{case} {frozen:?}");
-            let trained: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
-            (trained, grads(&model.params), model)
-        };
-        let (_, free, mut model) = pass(&["classifier.bias"]);
-        for frozen in [
-            &["embeddings", "encoder.layer"][..],
-            &["encoder.rel_embeddings", "encoder.LayerNorm"][..if case == "deberta_v3" { 2 } else { 1 }],
-            &["encoder.layer.0", "encoder.rel_embeddings"],
-        ] {
-            let (trained, got, _) = pass(frozen);
-            let is_frozen = frozen.iter().any(|module| own.ends_with(&format!(".{module}")));
-            assert_eq!(trained.iter().any(|n| n.starts_with(own)), !is_frozen, "{case}, {frozen:?}");
-            for ((name, got), (_, want)) in got.iter().zip(&free).filter(|((n, _), _)| trained.contains(n)) {
-                assert!(got == want, "{case}, {frozen:?}: {name}");
-            }
-        }
-        let (encoder, params) = model.encoder();
-        let depth = |name: &str| encoder.depth(params.spec(name).unwrap());
-        assert_eq!(depth("deberta.encoder.rel_embeddings.weight"), 0);
-        let last = if case == "deberta_v3" { "query_proj" } else { "pos_key_proj" };
-        assert_eq!(depth(&format!("deberta.encoder.layer.1.attention.self.{last}.weight")), 2);
-    }
-}
-
-/// What lies beside the parts that other families have learns alone too, with the gradients that it has when all learns.
-#[test]
-fn what_lies_beside_a_layer_learns_alone() {
-    let cases = [
-        ("deberta_v2", "layer.1.attention.self.pos_"),
-        ("deberta_conv", "deberta.encoder.conv"),
-        ("deberta_conv_one", "embed_proj"),
-    ];
-    for (case, part) in cases {
-        let data = dataset(case);
-        let batch = data.batch(&all(&data));
-        let pass = |frozen: &[String]| {
-            let mut model = trainable(&fixture(case, "model"));
-            model.tune(&Tuning { freeze: frozen.to_vec(), ..Tuning::default() }).unwrap();
-            model.forward_backward(&batch, Some(PassKey::new(9, 1)), &Objective::default(), 1.0, false).unwrap();
-            assert_eq!(model.unreached().unwrap(), Vec::<String>::new(), "{case} {part}");
-            let trained: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
-            (trained, grads(&model.params))
-        };
-        let (names, free) = pass(&[]);
-        let is_kept = |name: &String| name.contains(part);
-        let others: Vec<String> = names.iter().filter(|n| !is_kept(n)).cloned().collect();
-        let (trained, got) = pass(&others);
-        assert!(!trained.is_empty() && trained.iter().all(is_kept), "{case}: {trained:?}");
-        for ((name, got), (_, want)) in got.iter().zip(&free).filter(|((n, _), _)| trained.contains(n)) {
-            assert!(got == want && norm(want) > 0.0 || zero_by_nature(name), "{case}: {name}");
-        }
-    }
-}
-
-fn step_config(seed: u64) -> StepConfig {
-    StepConfig {
-        schedule: Schedule { peak: 1e-3, decay: Decay::Constant, warmup: 0, total: 100 },
-        weight_decay: 0.0,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        max_grad_norm: 1.0,
-        objective: Objective::smoothed(0.1),
-        ema_decay: 0.0,
-        fgm_epsilon: 0.0,
-        accumulation: 4,
-        seed,
-    }
-}
-
 /// Micro-batches of different size; the gradients of an earlier window lie in the arena when each begins.
 #[test]
 fn accumulated_micro_batches_are_one_batch() {
@@ -368,10 +190,6 @@ fn every_parameter_moves_and_rows_that_no_token_uses_stay() {
         }
     }
     assert!(after.iter().all(|w| w.is_finite()));
-}
-
-fn set(to: &Tensor, value: f32) {
-    to.slice_set(&Tensor::full(value, to.shape(), &Device::Cpu).unwrap(), 0, 0).unwrap();
 }
 
 #[test]
@@ -505,65 +323,6 @@ fn r_drop_compares_passes_under_different_masks() {
         let first = loss(key, 0.0);
         assert!((little / first - 1.0).abs() > 1e-4, "{case}: the second pass is the first once more, {first}");
     }
-}
-
-/// A value that no gradient has.
-const UNTOUCHED: f32 = 1.25e30;
-
-/// Below the lowest part that learns no gradient is computed, in any family; above it they are those of a model of which all
-/// learns.
-#[test]
-fn nothing_is_computed_below_the_lowest_part_that_learns() {
-    for (name, mut model, data) in models() {
-        let (batch, key) = (data.batch(&all(&data)), Some(PassKey::new(9, 1)));
-        let pass = |model: &mut Model| {
-            let len = model.params.arena_len();
-            set(&model.params.grad(0, &[len]).unwrap(), UNTOUCHED);
-            model.forward_backward(&batch, key, &Objective::default(), 0.25, false).unwrap();
-            grads(&model.params)
-        };
-        let free = pass(&mut model);
-        let config = model.encoder().0.config();
-        let (layers, shared) = (config.names.layers.len(), model.encoder().0.shares_layers());
-        let plain = Tuning::default();
-        let mut cases: Vec<Tuning> =
-            (1..=layers).filter(|_| !shared).map(|n| Tuning { freeze_layers: n, ..plain.clone() }).collect();
-        let freeze = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
-        cases.push(Tuning { freeze: freeze(&["embeddings"]), ..plain.clone() });
-        if shared {
-            cases.push(Tuning { freeze: freeze(&["embeddings", "encoder"]), ..plain });
-        }
-        for tuning in cases {
-            model.tune(&tuning).unwrap();
-            let learns: Vec<String> = model.params.trained().map(|s| s.name.clone()).collect();
-            assert!(learns.len() < free.len());
-            for ((what, got), (_, want)) in pass(&mut model).iter().zip(&free) {
-                // One kernel computes a norm's gradients and those of the bias before it.
-                let beside = what.ends_with("mlp.Wo.bias");
-                if learns.contains(what) {
-                    assert_eq!(got, want, "{name}, {tuning:?}: {what}");
-                } else if !beside {
-                    assert!(got.iter().all(|g| *g == UNTOUCHED), "{name}, {tuning:?}: {what} was computed");
-                }
-            }
-        }
-    }
-}
-
-/// With `freeze_layers` a layer's own norm learns with it, though it is computed with the layer below.
-#[test]
-fn norms_that_stand_first_belong_to_their_layer() {
-    let mut model = trainable(&fixture("modernbert", "model"));
-    model.tune(&Tuning { freeze_layers: 2, ..Tuning::default() }).unwrap();
-    let learns: Vec<&str> = model.params.trained().map(|s| s.name.as_str()).filter(|n| n.contains("norm")).collect();
-    let mut expected: Vec<String> =
-        (2..5).flat_map(|i| ["attn", "mlp"].map(|of| format!("model.layers.{i}.{of}_norm.weight"))).collect();
-    expected.extend(["model.final_norm.weight".into(), "head.norm.weight".into()]);
-    let sorted = |names: &mut Vec<&str>| names.sort_unstable();
-    let (mut learns, mut expected) = (learns, expected.iter().map(String::as_str).collect());
-    sorted(&mut learns);
-    sorted(&mut expected);
-    assert_eq!(learns, expected);
 }
 
 fn slopes(model: &mut Model, batch: &Batch, key: Option<PassKey>, objective: &Objective, slack: f64) {

@@ -377,7 +377,10 @@ impl<'a> Loader<'a> {
         for file in files.iter() {
             contents.push((file.clone(), cache.content(file, &mut || interrupted(reporter))?));
         }
-        let tokenizer = sha256(&Tokenizer::json(self.pretrained.dir())?.1);
+        // What is made of a SentencePiece model has scores that the same bytes from a file would not have.
+        let (file, mut tokenizer) = Tokenizer::json(self.pretrained.dir())?;
+        tokenizer.extend(file.file_name().unwrap_or_default().as_encoded_bytes());
+        let tokenizer = sha256(&tokenizer);
         let key = Cache::key(&contents, options, &tokenizer, self.max_length);
         let loaded = match cache.get(&key, files.as_slice()) {
             Some(loaded) => {

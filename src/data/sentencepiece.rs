@@ -1,5 +1,4 @@
-//! SentencePiece models (Kudo & Richardson 2018) as `tokenizer.json` has them: what `transformers` makes of the `spm.model` of
-//! DeBERTa and the `sentencepiece.bpe.model` of XLM-RoBERTa.
+//! SentencePiece models (Kudo & Richardson 2018) as `tokenizer.json` has them.
 //!
 //! Sources: `sentencepiece_model.proto`, and `convert_slow_tokenizer.py` of `transformers` 4.57.
 
@@ -21,7 +20,7 @@ pub(super) struct SentencePiece {
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
     pub text: String,
-    score: f32,
+    pub score: f64,
     kind: u64,
 }
 
@@ -74,12 +73,12 @@ impl SentencePiece {
         Some((model, kind))
     }
 
-    /// In the order of XLM-RoBERTa's ids: fairseq's special tokens stand before the pieces, and its mask behind them.
-    pub fn renumbered(mut self) -> Self {
-        let special = |text: &str| Piece { text: text.into(), score: 0.0, kind: NORMAL };
-        self.pieces.splice(..3, ["<s>", "<pad>", "</s>", "<unk>"].map(special));
-        self.pieces.push(special("<mask>"));
-        Self { unk_id: 3, ..self }
+    /// In the order of fairseq's ids: its own tokens with their scores instead of the first pieces, and a mask behind all.
+    pub fn renumbered(mut self, own: &[(&str, f64)], instead_of: usize, unk_id: usize) -> Self {
+        let special = |&(text, score): &(&str, f64)| Piece { text: text.into(), score, kind: NORMAL };
+        self.pieces.splice(..instead_of, own.iter().map(special));
+        self.pieces.push(special(&("<mask>", 0.0)));
+        Self { unk_id, ..self }
     }
 
     /// The pieces that are tokens whatever stands around them, as entries of `added_tokens`.
@@ -111,7 +110,7 @@ impl Piece {
         for field in Fields(bytes) {
             match field? {
                 (1, Field::Bytes(text)) => piece.text = str::from_utf8(text).ok()?.to_owned(),
-                (2, Field::Word(bits)) => piece.score = f32::from_bits(bits),
+                (2, Field::Word(bits)) => piece.score = f32::from_bits(bits).into(),
                 (3, Field::Number(kind)) => piece.kind = kind,
                 _ => {}
             }

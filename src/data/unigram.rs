@@ -1,4 +1,4 @@
-//! The scores of a Unigram vocabulary, to the bit as Python's `tokenizers` has them.
+//! The scores of a Unigram vocabulary in a `tokenizer.json`, to the bit as Python's `tokenizers` has them.
 //!
 //! Texts such as `!!!!!!!` can be cut in several ways whose scores differ only in the order of their sums, so the last bits of
 //! the scores decide. `tokenizers` has them from serde_json's fast parser, which may miss the nearest number by one bit. Here

@@ -1,13 +1,16 @@
 //! The `tokenizer.json` of a directory that has none: what `transformers` would make of BERT's `vocab.txt`, RoBERTa's
-//! `vocab.json` and `merges.txt` or a SentencePiece model ([`super::sentencepiece`]), with `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`.
+//! `vocab.json` and `merges.txt` or a SentencePiece model ([`pieces`]), with `tokenizer_config.json`,
+//! `special_tokens_map.json` and `added_tokens.json`.
 //!
 //! Source: `convert_slow_tokenizer.py` and `tokenization_utils_base.py` of `transformers` 4.57.
 
-use std::path::Path;
+mod pieces;
 
+use std::path::{Path, PathBuf};
+
+use pieces::Family;
 use serde_json::{Map, Value, json};
 
-use super::sentencepiece::SentencePiece;
 use crate::error::{Error, Result};
 
 /// A family of tokenizers by the classes that `tokenizer_config.json` or the model's type name.
@@ -21,36 +24,82 @@ enum Kind {
     Roberta,
 }
 
+impl Kind {
+    fn tokens(self) -> &'static SpecialTokens {
+        match self {
+            Self::Bert => &BERT,
+            Self::Mpnet => &MPNET,
+            Self::Roberta => &ROBERTA,
+        }
+    }
+}
+
 /// The roles of special tokens, in the order in which those that the vocabulary lacks are added.
 const ROLES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// The bytes of a `tokenizer.json`.
+/// A family's special tokens, where the directory names no others.
+#[derive(Debug)]
+struct SpecialTokens {
+    /// By role; an empty one is none.
+    roles: [&'static str; 7],
+    additional: &'static [&'static str],
+    /// Whether the mask takes the space before it along.
+    mask_takes_space: bool,
+    /// Whether the unknown token is looked for in the normalised text, as no other special token is.
+    normalises_unknown: bool,
+}
+
+const BERT: SpecialTokens = SpecialTokens {
+    roles: ["", "", "[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"],
+    additional: &[],
+    mask_takes_space: false,
+    normalises_unknown: false,
+};
+const ROBERTA: SpecialTokens = SpecialTokens {
+    roles: ["<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"],
+    additional: &[],
+    mask_takes_space: true,
+    normalises_unknown: false,
+};
+const MPNET: SpecialTokens =
+    SpecialTokens { roles: ["<s>", "</s>", "[UNK]", "</s>", "<pad>", "<s>", "<mask>"], ..ROBERTA };
+
+/// The bytes of a `tokenizer.json`, and the vocabulary's file.
 ///
 /// # Errors
 /// [`Error::Input`] when the directory has no vocabulary of a known kind, or a damaged one.
-pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
+pub(super) fn tokenizer_json(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
     let settings = Settings::read(dir)?;
-    let has_vocabulary = ["vocab.txt", "vocab.json"].iter().any(|name| dir.join(name).is_file());
-    let pieces = settings.sentencepiece().filter(|kind| !has_vocabulary && dir.join(kind.file()).is_file());
-    if let Some(kind) = pieces {
-        return pieces_json(dir, &settings, kind);
+    let family = Family::of(&settings).map(|family| (family, dir.join(family.file())));
+    if let Some((family, file)) = family.filter(|(_, file)| file.is_file()) {
+        let json = family.json(&file, &settings)?;
+        return Ok((file, json.to_string().into_bytes()));
     }
-    let (kind, vocab) = match (dir.join("vocab.txt").is_file(), dir.join("vocab.json").is_file()) {
-        (true, _) => (settings.kind(dir, Kind::Bert)?, lines(dir)?),
-        (_, true) => (settings.kind(dir, Kind::Roberta)?, object(&dir.join("vocab.json"))?),
+    let [words, pieces] = ["vocab.txt", "vocab.json"].map(|name| dir.join(name));
+    let (file, kind, vocab) = match (words.is_file(), pieces.is_file()) {
+        (true, _) => (words, settings.kind(dir, Kind::Bert)?, lines(dir)?),
+        (_, true) => (pieces.clone(), settings.kind(dir, Kind::Roberta)?, object(&pieces)?),
         _ => return Err(nothing(dir)),
     };
-    let is_bpe = dir.join("vocab.txt").is_file() == (kind == Kind::Roberta);
-    if is_bpe {
+    let is_bpe = kind == Kind::Roberta;
+    if is_bpe != file.ends_with("vocab.json") {
         let message = "its files and the class of its tokenizer do not go together; save it with \
                        AutoTokenizer.from_pretrained(…).save_pretrained(…)";
         return Err(Error::in_file(dir, message));
     }
-    let special = settings.special(kind);
+    let special = settings.special(kind.tokens());
     let added = settings.added(&special, &vocab);
     let role = |name: &str| content_of(&special, name);
-    let id = |name: &str| id_of(dir, role(name), name, &added, &vocab);
+    let id = |name: &str| {
+        let content = role(name);
+        let declared = added.iter().find(|t| t["content"] == content.as_str() && settings.declares(&content));
+        let id = vocab.get(&content).or_else(|| declared.map(|t| &t["id"])).and_then(Value::as_u64);
+        id.map(|id| (content.clone(), id)).ok_or_else(|| lacks(&file, &content, name))
+    };
     let (cls, sep) = (id("cls_token")?, id("sep_token")?);
+    if !is_bpe && !vocab.contains_key(&role("unk_token")) {
+        return Err(lacks(&file, &role("unk_token"), "unk_token"));
+    }
     let json = match kind {
         Kind::Bert | Kind::Mpnet => json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
@@ -88,7 +137,7 @@ pub(super) fn tokenizer_json(dir: &Path) -> Result<Vec<u8>> {
             })
         }
     };
-    Ok(json.to_string().into_bytes())
+    Ok((file, json.to_string().into_bytes()))
 }
 
 /// The text of a special token.
@@ -97,86 +146,20 @@ fn content_of(special: &[(String, Value)], role: &str) -> String {
     content.unwrap_or_default().to_owned()
 }
 
-/// A special token with its id.
-fn id_of(
-    dir: &Path,
-    content: String,
-    role: &str,
-    added: &[Value],
-    vocab: &Map<String, Value>,
-) -> Result<(String, u64)> {
-    let own = added.iter().find(|t| t["content"] == content.as_str()).and_then(|t| t["id"].as_u64());
-    match own.or_else(|| vocab.get(&content).and_then(Value::as_u64)) {
-        Some(id) => Ok((content, id)),
-        None => Err(Error::in_file(dir, format!("its vocabulary has no {content}, the {role}"))),
-    }
-}
-
-/// The families whose SentencePiece models are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pieces {
-    Deberta,
-    XlmRoberta,
-}
-
-impl Pieces {
-    fn file(self) -> &'static str {
-        if self == Self::Deberta { "spm.model" } else { "sentencepiece.bpe.model" }
-    }
-}
-
-/// The bytes of a `tokenizer.json` by a SentencePiece model.
-fn pieces_json(dir: &Path, settings: &Settings, kind: Pieces) -> Result<Vec<u8>> {
-    let read = SentencePiece::read(&dir.join(kind.file()))?;
-    let is_deberta = kind == Pieces::Deberta;
-    let pieces = if is_deberta { read } else { read.renumbered() };
-    let vocab: Map<_, _> = pieces.pieces.iter().enumerate().map(|(id, p)| (p.text.clone(), id.into())).collect();
-    let special = settings.special(if is_deberta { Kind::Bert } else { Kind::Roberta });
-    let mut added = pieces.added();
-    for token in settings.added(&special, &vocab) {
-        match added.iter_mut().find(|known| known["content"] == token["content"]) {
-            Some(known) => *known = token,
-            None => added.push(token),
-        }
-    }
-    added.sort_by_key(|token| token["id"].as_u64());
-    let id = |role: &str| id_of(dir, content_of(&special, role), role, &added, &vocab);
-    let (cls, sep) = (id("cls_token")?, id("sep_token")?);
-    let flag = |name: &str| settings.flag(name).unwrap_or(false);
-    let space = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
-    let spaces = |to: &str| json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": to});
-    let strip = |left: bool| json!({"type": "Strip", "strip_left": left, "strip_right": true});
-    let (mut normalizers, mut pre_tokenizers) = (vec![], vec![]);
-    if is_deberta {
-        normalizers.extend(flag("do_lower_case").then(|| json!({"type": "Lowercase"})));
-        normalizers.push(strip(true));
-        normalizers.extend(pieces.precompiled());
-        normalizers.push(spaces(" "));
-        let isolated = json!({"type": "Punctuation", "behavior": "Isolated"});
-        pre_tokenizers.extend(flag("split_by_punct").then_some(isolated));
-    } else {
-        normalizers.extend(pieces.precompiled());
-        normalizers.extend([strip(false), spaces("▁")]);
-    }
-    pre_tokenizers.push(space.clone());
-    let json = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": {"type": "Sequence", "normalizers": normalizers},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
-        "post_processor": template(&cls, &sep, u64::from(is_deberta), !is_deberta),
-        "decoder": space,
-        "model": pieces.model(),
-    });
-    Ok(json.to_string().into_bytes())
+fn lacks(file: &Path, content: &str, role: &str) -> Error {
+    let message = format!(
+        "the vocabulary has no {content}, the {role}; download it again, or name the token that it has in \
+         tokenizer_config.json"
+    );
+    Error::in_file(file, message)
 }
 
 fn nothing(dir: &Path) -> Error {
-    let sentencepiece = ["sentencepiece.bpe.model", "spiece.model", "spm.model"];
     let how = "save it with AutoTokenizer.from_pretrained(…).save_pretrained(…), which writes tokenizer.json";
-    let message = match sentencepiece.iter().find(|name| dir.join(name).is_file()) {
+    let message = match Family::ALL.map(Family::file).iter().find(|name| dir.join(name).is_file()) {
         Some(name) => format!(
-            "there is {name}, but this version reads SentencePiece models of DeBERTa-v2 and XLM-RoBERTa only, by the \
-             tokenizer_class or the model_type of the directory; {how}"
+            "there is {name}, but this version reads SentencePiece models of DeBERTa-v2, ALBERT, XLM-RoBERTa and CamemBERT \
+             only, by the tokenizer_class or the model_type of the directory; {how}"
         ),
         None => "there is no tokenizer.json, and no vocab.txt or vocab.json with merges.txt either; a model directory needs \
                  one of them"
@@ -227,19 +210,13 @@ impl Settings {
         self.config.get(name).and_then(Value::as_bool)
     }
 
-    /// Whose SentencePiece models the directory's class or type means.
-    fn sentencepiece(&self) -> Option<Pieces> {
-        let class = self.config.get("tokenizer_class").and_then(Value::as_str).map(|c| c.trim_end_matches("Fast"));
-        match (class, self.model_type.as_deref()) {
-            (Some("DebertaV2Tokenizer"), _) | (None, Some("deberta-v2")) => Some(Pieces::Deberta),
-            (Some("XLMRobertaTokenizer"), _) | (None, Some("xlm-roberta")) => Some(Pieces::XlmRoberta),
-            _ => None,
-        }
+    /// The class of the directory's tokenizer, without regard to whether it is the fast one.
+    fn class(&self) -> Option<&str> {
+        self.config.get("tokenizer_class").and_then(Value::as_str).map(|class| class.trim_end_matches("Fast"))
     }
 
     fn kind(&self, dir: &Path, by_files: Kind) -> Result<Kind> {
-        let class = self.config.get("tokenizer_class").and_then(Value::as_str).map(|c| c.trim_end_matches("Fast"));
-        match (class, self.model_type.as_deref()) {
+        match (self.class(), self.model_type.as_deref()) {
             (Some("BertTokenizer" | "DistilBertTokenizer" | "ElectraTokenizer"), _) => Ok(Kind::Bert),
             (Some("MPNetTokenizer"), _) | (None, Some("mpnet")) => Ok(Kind::Mpnet),
             (Some("RobertaTokenizer"), _) => Ok(Kind::Roberta),
@@ -259,42 +236,41 @@ impl Settings {
         self.config.get("added_tokens_decoder").and_then(Value::as_object)
     }
 
+    /// Whether the directory itself says that there is such an added token.
+    fn declares(&self, content: &str) -> bool {
+        match self.decoder() {
+            Some(decoder) => decoder.values().any(|token| token["content"] == content),
+            None => self.added.contains_key(content),
+        }
+    }
+
     /// Special tokens by role, additional ones last, as entries of `added_tokens` without an id.
-    fn special(&self, kind: Kind) -> Vec<(String, Value)> {
-        let of_role = |role: &str| match (kind, role) {
-            (Kind::Bert, "bos_token" | "eos_token") => None,
-            (Kind::Bert | Kind::Mpnet, "unk_token") => Some("[UNK]"),
-            (Kind::Bert, "sep_token") => Some("[SEP]"),
-            (Kind::Bert, "pad_token") => Some("[PAD]"),
-            (Kind::Bert, "cls_token") => Some("[CLS]"),
-            (Kind::Bert, _) => Some("[MASK]"),
-            (_, "bos_token" | "cls_token") => Some("<s>"),
-            (_, "eos_token" | "sep_token") => Some("</s>"),
-            (_, "unk_token") => Some("<unk>"),
-            (_, "pad_token") => Some("<pad>"),
-            _ => Some("<mask>"),
-        };
+    fn special(&self, family: &SpecialTokens) -> Vec<(String, Value)> {
         let set = |key: &str| {
             let older = self.special_map.get(key).filter(|_| self.decoder().is_none());
             older.or_else(|| self.config.get(key)).filter(|v| !v.is_null()).cloned()
         };
         let mut out = vec![];
-        for role in ROLES {
-            let Some(value) = set(role).or_else(|| of_role(role).map(Value::from)) else { continue };
-            // A mask takes the space before it along in these families, unless it says otherwise itself.
-            let takes_space = role == "mask_token" && kind != Kind::Bert && value.is_string();
-            if let Some(mut token) = token(&value) {
-                if takes_space {
-                    token["lstrip"] = true.into();
-                }
-                out.push((role.to_owned(), token));
+        for (role, default) in ROLES.iter().zip(family.roles) {
+            let default = || (!default.is_empty()).then(|| Value::from(default));
+            let Some(value) = set(role).or_else(default) else { continue };
+            let Some(mut token) = token(&value) else { continue };
+            // What a family does with some, unless the token says otherwise itself.
+            let flags = [
+                ("mask_token", family.mask_takes_space, "lstrip"),
+                ("unk_token", family.normalises_unknown, "normalized"),
+            ];
+            for (_, _, flag) in flags.iter().filter(|(of, is_on, _)| of == role && *is_on && value.is_string()) {
+                token[flag] = true.into();
             }
+            out.push(((*role).to_owned(), token));
         }
+        const ADDITIONAL: &str = "additional_special_tokens";
         let maps = [Some(&self.config), Some(&self.special_map).filter(|_| self.decoder().is_none())];
-        for value in maps.into_iter().flatten().filter_map(|m| m.get("additional_special_tokens")?.as_array()).flatten()
-        {
-            out.extend(token(value).map(|token| ("additional_special_tokens".to_owned(), token)));
-        }
+        let listed: Vec<_> = maps.into_iter().flatten().filter_map(|m| m.get(ADDITIONAL)?.as_array()).collect();
+        let defaults = family.additional.iter().map(|&content| Value::from(content)).filter(|_| listed.is_empty());
+        let all = listed.iter().copied().flatten().cloned().chain(defaults);
+        out.extend(all.filter_map(|value| Some((ADDITIONAL.to_owned(), token(&value)?))));
         out
     }
 

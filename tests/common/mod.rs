@@ -140,6 +140,7 @@ pub fn floats(t: &Tensor) -> Vec<f32> {
 }
 
 /// ‖a − b‖₂ in f64.
+#[allow(dead_code)] // not every test file uses it
 pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(&a, &b)| (a as f64 - b as f64).powi(2)).sum::<f64>().sqrt()

@@ -19,7 +19,7 @@ mod library;
 mod tests;
 mod weight;
 
-pub use bf16::{Engine as Bf16Engine, bf16_engine};
+pub use bf16::{Engine as Bf16Engine, allow_plain_bf16, bf16_engine};
 pub use weight::Weight;
 
 use crate::ops::bias::{add_bias, bias_grad};

@@ -141,19 +141,9 @@ fn close_bf16(got: &Tensor, want: &[f64], depth: usize, what: &str) {
     }
 }
 
-fn skip_bf16() -> bool {
-    let skip = bf16_engine().is_none();
-    if skip {
-        eprintln!("no bf16 products on this machine at this level: not tested");
-    }
-    skip
-}
-
 #[test]
 fn bf16_products_on_odd_shapes_and_views() {
-    if skip_bf16() {
-        return;
-    }
+    allow_plain_bf16();
     for (t, i, o) in SHAPES {
         let (x, dy) = (bf16(&matrix(t, i, 1)), bf16(&matrix(t, o, 3)));
         let (master, bias) = (matrix(o, i, 2), vector(o, 7));
@@ -202,9 +192,7 @@ fn bf16_products_on_odd_shapes_and_views() {
 
 #[test]
 fn bf16_products_with_activations_are_those_of_f32_steps() {
-    if skip_bf16() {
-        return;
-    }
+    allow_plain_bf16();
     for (t, i, o) in SHAPES {
         for act in [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu] {
             let (x, master, bias) = (bf16(&matrix(t, i, 1)), matrix(o, i, 2), vector(o, 7));
@@ -250,9 +238,7 @@ fn results_do_not_depend_on_the_thread_count() {
     if f32::ours() {
         assert_eq!(run(1), run(3));
     }
-    if skip_bf16() {
-        return;
-    }
+    allow_plain_bf16();
     let (x, dy) = (bf16(&x), bf16(&dy));
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -268,9 +254,7 @@ fn results_do_not_depend_on_the_thread_count() {
 
 #[test]
 fn bf16_refuses_wrong_shapes_and_copies_made_for_evaluation() {
-    if skip_bf16() {
-        return;
-    }
+    allow_plain_bf16();
     let x = bf16(&matrix(3, 4, 1));
     let y = Tensor::full(Bf16::ZERO, (3, 5), &Device::Cpu).unwrap();
     assert!(linear(&y, &x, &packed(&matrix(5, 6, 2), DType::BF16), None).is_err());

@@ -1,4 +1,5 @@
-//! The bf16 products, with kernels of our own: AMX tiles where the machine has them, AVX512-BF16 otherwise.
+//! The bf16 products, with kernels of our own: AMX tiles where the machine has them, AVX512-BF16 otherwise; plain loops for
+//! tests on other machines.
 //!
 //! All three forms are one: row-major `a` times a packed `b` ([`pack`]), tile by tile ([`super::drive`]), each finished tile
 //! handed to an epilogue ([`super::epilogue`]) that adds the bias, applies the activation or its slope, or adds what was there, and rounds.
@@ -9,6 +10,7 @@ mod amx;
 mod avx512;
 mod operands;
 pub(super) mod pack;
+mod plain;
 
 use super::epilogue::Out;
 use super::weight::Format;
@@ -18,10 +20,13 @@ use candle_core::{Result, bail};
 use half::bf16;
 use operands::Product;
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Which kernel computes the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
+    /// Loops that every machine runs; used where [`allow_plain_bf16`] says so.
+    Plain,
     Avx512,
     Amx,
 }
@@ -30,6 +35,7 @@ impl Engine {
     /// What to call it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Plain => "plain loops",
             Self::Avx512 => "AVX512-BF16",
             Self::Amx => "AMX",
         }
@@ -41,8 +47,16 @@ pub fn bf16_engine() -> Option<Engine> {
     match level() {
         Level::Amx => Some(Engine::Amx),
         Level::Avx512 if has_avx512_bf16() => Some(Engine::Avx512),
-        _ => None,
+        _ => PLAIN.load(Ordering::Relaxed).then_some(Engine::Plain),
     }
+}
+
+static PLAIN: AtomicBool = AtomicBool::new(false);
+
+/// From now on machines without bf16 products have plain loops for them, slower than f32: so that tests see there what bf16
+/// does to a model.
+pub fn allow_plain_bf16() {
+    PLAIN.store(true, Ordering::Relaxed);
 }
 
 fn engine() -> Result<Engine> {

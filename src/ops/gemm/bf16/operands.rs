@@ -1,7 +1,7 @@
 //! The operands of a bf16 product and the kernels that multiply them.
 
-use super::Engine;
 use super::pack::{padded_depth, row_stride};
+use super::{Engine, plain};
 use crate::ops::gemm::drive::{self, Operands, PANEL};
 use crate::ops::gemm::epilogue::{Out, Place};
 use half::bf16;
@@ -62,10 +62,14 @@ struct Packed<'a> {
 
 /// One task's kernel.
 enum Session {
+    Plain,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
-    Amx { tiles: super::amx::Session, edge: Vec<bf16> },
+    Amx {
+        tiles: super::amx::Session,
+        edge: Vec<bf16>,
+    },
 }
 
 impl Operands for Packed<'_> {
@@ -77,13 +81,15 @@ impl Operands for Packed<'_> {
     }
 
     fn tile_rows(&self) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        return match self.engine {
+        match self.engine {
+            Engine::Plain => plain::ROWS,
+            #[cfg(target_arch = "x86_64")]
             Engine::Avx512 => super::avx512::ROWS,
+            #[cfg(target_arch = "x86_64")]
             Engine::Amx => super::amx::ROWS,
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        1
+            #[cfg(not(target_arch = "x86_64"))]
+            engine => unreachable!("{engine:?} is chosen on x86-64 only"),
+        }
     }
 
     fn pass_depth(&self) -> usize {
@@ -91,41 +97,46 @@ impl Operands for Packed<'_> {
     }
 
     fn start(&self) -> Session {
-        #[cfg(target_arch = "x86_64")]
-        return match self.engine {
+        match self.engine {
+            Engine::Plain => Session::Plain,
+            #[cfg(target_arch = "x86_64")]
             Engine::Avx512 => Session::Avx512,
             // SAFETY: the engine is chosen only where the machine has it.
+            #[cfg(target_arch = "x86_64")]
             Engine::Amx => Session::Amx { tiles: unsafe { super::amx::Session::start() }, edge: vec![] },
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("{:?} is chosen on x86-64 only", self.engine)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn tile(&self, session: &mut Session, at: Place, depth: usize, k: usize, c: (*mut f32, usize)) {
-        let Product { a, lda, b, .. } = self.product;
-        // SAFETY: by the caller's promise; `c` has room for a full tile of either kernel.
-        unsafe {
-            let a = a.as_ptr().add(at.row * lda + depth);
-            let b = b.as_ptr().add((at.col / PANEL * self.product.k + depth) * PANEL);
-            match session {
-                Session::Avx512 => super::avx512::tile(at.rows, k, a, lda, b, c),
-                Session::Amx { tiles, .. } if at.rows == super::amx::ROWS => tiles.tile(k, a, lda, b, c),
-                Session::Amx { tiles, edge } => {
-                    // The last rows, in a copy with zero rows behind.
-                    edge.clear();
-                    edge.resize(super::amx::ROWS * k, bf16::ZERO);
-                    for (i, row) in edge.chunks_exact_mut(k).take(at.rows).enumerate() {
-                        row.copy_from_slice(std::slice::from_raw_parts(a.add(i * lda), k));
-                    }
-                    tiles.tile(k, edge.as_ptr(), k, b, c)
-                }
-            }
+            #[cfg(not(target_arch = "x86_64"))]
+            engine => unreachable!("{engine:?} is chosen on x86-64 only"),
         }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
-    unsafe fn tile(&self, session: &mut Session, _: Place, _: usize, _: usize, _: (*mut f32, usize)) {
-        match *session {}
+    unsafe fn tile(&self, session: &mut Session, at: Place, depth: usize, k: usize, c: (*mut f32, usize)) {
+        let Product { a, lda, b, .. } = self.product;
+        let (a, b) = (&a[at.row * lda + depth..], &b[(at.col / PANEL * self.product.k + depth) * PANEL..][..k * PANEL]);
+        match session {
+            Session::Plain => {
+                let len = (at.rows - 1) * c.1 + PANEL;
+                // SAFETY: by the caller's promise; `c` has room for a full tile.
+                plain::tile(at.rows, k, a, lda, b, unsafe { std::slice::from_raw_parts_mut(c.0, len) }, c.1);
+            }
+            // SAFETY: by the caller's promise; `c` has room for a full tile of either kernel.
+            #[cfg(target_arch = "x86_64")]
+            Session::Avx512 => unsafe { super::avx512::tile(at.rows, k, a.as_ptr(), lda, b.as_ptr(), c) },
+            #[cfg(target_arch = "x86_64")]
+            Session::Amx { tiles, .. } if at.rows == super::amx::ROWS => {
+                // SAFETY: as above.
+                unsafe { tiles.tile(k, a.as_ptr(), lda, b.as_ptr(), c) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Session::Amx { tiles, edge } => {
+                // The last rows, in a copy with zero rows behind.
+                edge.clear();
+                edge.resize(super::amx::ROWS * k, bf16::ZERO);
+                for (i, row) in edge.chunks_exact_mut(k).take(at.rows).enumerate() {
+                    row.copy_from_slice(&a[i * lda..][..k]);
+                }
+                // SAFETY: as above.
+                unsafe { tiles.tile(k, edge.as_ptr(), k, b.as_ptr(), c) }
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! depths side by side, as AVX512-BF16 and AMX multiply them. A row of a panel is two vector registers or the rows of two
 //! tiles. Depth is padded to [`DEPTH`] and columns to a whole panel with zeros.
 //!
-//! Each function stands beside its definition in the tests. They need AVX-512, which every machine with bf16 products has.
+//! Each function stands beside its definition in the tests.
 
 use crate::ops::cpu::{Shared, for_chunks, simd, transpose16};
 use crate::ops::gemm::drive::PANEL;
