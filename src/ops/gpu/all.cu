@@ -3,6 +3,7 @@
 #include "kernel.cu"
 #include "../adamw/kernel.cu"
 #include "../attention/tensor.cu"
+#include "../disentangled/kernel.cu"
 #include "../distance_bias/kernel.cu"
 #include "../embedding/kernel.cu"
 #include "../gated/kernel.cu"

@@ -13,8 +13,8 @@ struct Drop {
 };
 
 struct Args {
-    u64 p[12];
-    int n[12];
+    u64 p[16];
+    int n[16];
     float f[4];
     Drop drop;
 };

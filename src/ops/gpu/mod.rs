@@ -64,9 +64,9 @@ pub fn of(name: &str, dtype: DType) -> String {
 #[derive(Clone, Copy, Default)]
 pub struct Args {
     /// Addresses, and other values of 64 bits.
-    p: [u64; 12],
+    p: [u64; 16],
     /// Sizes.
-    n: [i32; 12],
+    n: [i32; 16],
     f: [f32; 4],
     drop: [u32; 4],
 }
