@@ -8,7 +8,7 @@ use crate::data::config::TaskKind;
 use crate::error::{Error, Result};
 use crate::nn::params::{Init, Layout, Params};
 use crate::nn::pooling::{Pooling, PoolingActivation};
-use crate::ops::dropout::Dropout;
+use crate::ops::dropout::{Dropout, masked};
 use candle_core::{Tensor, Var};
 
 /// The head's parameters live in the arenas; candle's autograd sees copies of them (they are small).
@@ -153,8 +153,9 @@ fn dropped(x: &Tensor, dropout: Dropout) -> Result<Tensor> {
     if dropout.is_off() {
         return Ok(x.clone());
     }
-    let factors: Vec<f32> = (0..x.elem_count() as u32).map(|i| dropout.factor(i)).collect();
-    Ok((x * Tensor::from_vec(factors, x.shape(), x.device())?)?)
+    let (ones, factors) = (x.ones_like()?, x.zeros_like()?);
+    masked(&factors, &ones, dropout, 0, false)?;
+    Ok((x * factors)?)
 }
 
 /// The loss of each row of `logits: [rows, labels]` (of answers `[tokens, 2]`), on the host in f64: cross-entropy, the mean of the labels' binary

@@ -146,9 +146,7 @@ pub trait Kernel {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()>;
     /// Asks a CUDA device for the same.
     #[cfg(gpu)]
-    fn cuda(&self, _gpu: &gpu::Gpu<'_>, _dst: &[gpu::View], _src: &[gpu::View]) -> Result<()> {
-        bail!("{} has no CUDA kernel yet; compute with --device cpu", self.name())
-    }
+    fn cuda(&self, gpu: &gpu::Gpu<'_>, dst: &[gpu::View], src: &[gpu::View]) -> Result<()>;
 }
 
 /// Whether ops over tensors of this device run their CUDA bodies: there, or on every device when CUDA is emulated.

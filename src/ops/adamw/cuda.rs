@@ -4,6 +4,21 @@ use super::{AdamW, AdamWStep, BLOCK, Segment};
 use crate::ops::gpu::{Args, Gpu, Grid, Memory, View};
 use candle_core::{DType, Result, bail};
 
+/// Values that the kernels number in 32 bits, with the steps that they take beyond a segment's end.
+const MOST_VALUES: usize = u32::MAX as usize - 2 * BLOCK;
+
+fn check_end(name: &str, end: usize, n: usize) -> Result<()> {
+    if end > n {
+        bail!("{name}: a segment ends at {end} of {n} values");
+    }
+    if end > MOST_VALUES {
+        bail!(
+            "{name}: a segment ends at value {end}, the CUDA kernels take up to {MOST_VALUES}; compute with --device cpu"
+        );
+    }
+    Ok(())
+}
+
 /// Segments as the kernels read them, and how many blocks they make; what is a segment's own of a step is zero without one.
 pub fn table(
     name: &str,
@@ -14,9 +29,7 @@ pub fn table(
 ) -> Result<(Memory, usize, usize)> {
     let (mut words, mut blocks, mut count) = (vec![], 0usize, 0);
     for s in segments.iter().filter(|s| !s.range.is_empty()) {
-        if s.range.end > n || u32::try_from(s.range.end).is_err() {
-            bail!("{name}: a segment ends at {} of {n}", s.range.end);
-        }
+        check_end(name, s.range.end, n)?;
         let own = step.map_or([0; 3], |step| {
             let scalars = step.scalars(s);
             [scalars.keep, scalars.step_size, scalars.inverse_sqrt_correction2].map(f32::to_bits)
@@ -61,4 +74,17 @@ pub(super) fn squares(segments: &[Segment], gpu: &Gpu<'_>, dst: &[View], src: &[
     let args = Args::new(&[partial.at(), g.at, table.at()], &[count])?;
     gpu.launch("block_squares", Grid::new([blocks, 1, 1], 256), args)?;
     gpu.launch("sum_doubles", Grid::new([1, 1, 1], 256), Args::new(&[out.at, partial.at()], &[blocks])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_that_kernels_cannot_number_are_refused() {
+        assert!(check_end("adamw", 5, 5).is_ok() && check_end("adamw", MOST_VALUES, usize::MAX).is_ok());
+        assert!(check_end("adamw", 6, 5).unwrap_err().to_string().contains("ends at 6 of 5 values"));
+        let far = check_end("adamw", 1 << 32, usize::MAX).unwrap_err().to_string();
+        assert!(far.contains("4294967296") && far.contains("--device cpu"), "{far}");
+    }
 }

@@ -78,13 +78,13 @@ impl Batch {
 }
 
 /// The arguments that all kernels of the op begin with; `dout` is none going forward.
-struct Sources {
+pub(in crate::ops) struct Sources {
     p: Vec<u64>,
-    n: Vec<usize>,
+    pub n: Vec<usize>,
     _constants: [Memory; 2],
 }
 
-fn sources(
+pub(in crate::ops) fn sources(
     name: &str,
     spec: &AttentionSpec<'_>,
     gpu: &Gpu<'_>,
@@ -123,7 +123,7 @@ fn sources(
 }
 
 impl Sources {
-    fn args(&self, p: &[u64], n: &[usize], spec: &AttentionSpec<'_>) -> Result<Args> {
+    pub fn args(&self, p: &[u64], n: &[usize], spec: &AttentionSpec<'_>) -> Result<Args> {
         Ok(Args::new(&[&self.p, p].concat(), &[&self.n, n].concat())?.dropout(spec.dropout))
     }
 }
@@ -138,19 +138,11 @@ pub(super) fn forward(op: &Forward<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[View
     gpu.launch(&batch.body.kernel("attention", q.dtype), batch.grid(batch.longest[0], 1)?, args)
 }
 
-pub(super) fn backward(op: &Backward<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
-    let name = "attention_backward";
-    let [dout, q, k, v, extras @ ..] = src else { bail!("{name}: four sources") };
-    let spec = &op.0;
-    let (dst, dbias) = match (spec.bias.and_then(|b| b.grad), dst.split_last()) {
-        (Some(_), Some((last, dst))) => (dst, Some(last)),
-        _ => (dst, None),
-    };
-    let sources = sources(name, spec, gpu, [q, k, v], Some(dout), extras)?;
-    dout.expect(name, q.rows, q.cols, q.dtype)?;
+/// Where the gradients of queries, keys and values go, and their strides.
+pub(in crate::ops) fn grads(name: &str, dst: &[View], q: &View, k: &View) -> Result<([u64; 3], [usize; 3])> {
     let (queries, tokens, hidden) = (q.rows, k.rows, q.cols);
     let columns = |view: &View, skip: usize| view.at + (skip * view.dtype.size_in_bytes()) as u64;
-    let (at, strides) = match dst {
+    Ok(match dst {
         [all] if queries == tokens => {
             all.expect(name, tokens, 3 * hidden, q.dtype)?;
             ([0, 1, 2].map(|i| columns(all, i * hidden)), [all.stride; 3])
@@ -161,7 +153,21 @@ pub(super) fn backward(op: &Backward<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[Vi
             ([dq.at, dkv.at, columns(dkv, hidden)], [dq.stride, dkv.stride, dkv.stride])
         }
         _ => bail!("{name}: {} destinations for {queries} queries and {tokens} tokens", dst.len()),
+    })
+}
+
+pub(super) fn backward(op: &Backward<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+    let name = "attention_backward";
+    let [dout, q, k, v, extras @ ..] = src else { bail!("{name}: four sources") };
+    let spec = &op.0;
+    let (dst, dbias) = match (spec.bias.and_then(|b| b.grad), dst.split_last()) {
+        (Some(_), Some((last, dst))) => (dst, Some(last)),
+        _ => (dst, None),
     };
+    let sources = sources(name, spec, gpu, [q, k, v], Some(dout), extras)?;
+    dout.expect(name, q.rows, q.cols, q.dtype)?;
+    let (queries, hidden) = (q.rows, q.cols);
+    let (at, strides) = grads(name, dst, q, k)?;
     let views: Vec<_> = [q, k, v, dout].into_iter().chain(dst).collect();
     let batch = Batch::new(name, spec, hidden, &views)?;
     let [logs, means] = [gpu.room(4 * queries * spec.heads)?, gpu.room(4 * queries * spec.heads)?];

@@ -3,7 +3,7 @@
 
 mod cpu;
 #[cfg(gpu)]
-mod cuda;
+pub(super) mod cuda;
 pub(super) mod tiles;
 
 pub(super) use cpu::head_dropout;

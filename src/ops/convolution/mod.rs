@@ -5,9 +5,14 @@
 //! A weight `[out, in, kernel]` lies in a checkpoint as `[out, in·kernel]`, so the columns here are in that order and the
 //! convolution is a linear layer of them.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{self, Shared, for_chunks, simd};
 use crate::ops::dropout::Dropout;
 use crate::ops::gelu::{Activation, by_activation};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::index::Index;
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
@@ -29,16 +34,21 @@ pub struct Neighbours<'a> {
 
 /// `col[q, c·kernel + j] = x[t + j − kernel / 2, c]` for the `q`-th token `t` that is read, 0 outside its row;
 /// `x: [tokens, hidden]`, `col: [queries, hidden·kernel]` in f32 or bf16.
-pub fn unfold(col: &Tensor, x: &Tensor, of: Neighbours<'_>) -> Result<()> {
-    launch(&Unfold(of), &[col], &[x])
+pub fn unfold<'a>(col: &Tensor, x: &'a Tensor, of: Neighbours<'a>) -> Result<()> {
+    launch(&Unfold(of), &[col], &of.with_queries(x))
 }
 
 /// Adds to `dx: [tokens, hidden]` what `dcol: [queries, hidden·kernel]` says; backward of [`unfold`].
-pub fn fold(dx: &Tensor, dcol: &Tensor, of: Neighbours<'_>) -> Result<()> {
-    launch(&Fold(of), &[dx], &[dcol])
+pub fn fold<'a>(dx: &Tensor, dcol: &'a Tensor, of: Neighbours<'a>) -> Result<()> {
+    launch(&Fold(of), &[dx], &of.with_queries(dcol))
 }
 
-impl Neighbours<'_> {
+impl<'a> Neighbours<'a> {
+    /// A source, and behind it the tokens that are read where these are not all.
+    fn with_queries(&self, src: &'a Tensor) -> Vec<&'a Tensor> {
+        std::iter::once(src).chain(self.queries.map(Index::tensor)).collect()
+    }
+
     /// The bounds of every token's row.
     fn rows(&self) -> Vec<(usize, usize)> {
         let row = |w: &[u32]| std::iter::repeat_n((w[0] as usize, w[1] as usize), (w[1] - w[0]) as usize);
@@ -72,7 +82,7 @@ impl Kernel for Unfold<'_> {
     }
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([col], [x], of) = (dst, src, &self.0) else { bail!("unfold: one destination, one source") };
+        let ([col], [x, ..], of) = (dst, src, &self.0) else { bail!("unfold: one destination, one source or two") };
         of.check("unfold", (x.rows, x.cols, x.stride), (col.rows, col.cols, col.stride))?;
         let (h, k, rows, tokens) = (x.cols, of.kernel, of.rows(), of.tokens(x.rows));
         by_format!(col, T => {
@@ -93,6 +103,11 @@ impl Kernel for Unfold<'_> {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::unfold(&self.0, gpu, dst, src)
+    }
 }
 
 /// The `j`-th of a token's `k` neighbours, if it lies in the same row.
@@ -108,7 +123,7 @@ impl Kernel for Fold<'_> {
     }
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([dx], [dcol], of) = (dst, src, &self.0) else { bail!("fold: one destination, one source") };
+        let ([dx], [dcol, ..], of) = (dst, src, &self.0) else { bail!("fold: one destination, one source or two") };
         of.check("fold", (dx.rows, dx.cols, dx.stride), (dcol.rows, dcol.cols, dcol.stride))?;
         let (h, k, rows, n) = (dx.cols, of.kernel, of.rows(), dx.rows);
         let mut place = vec![None; n];
@@ -132,6 +147,11 @@ impl Kernel for Fold<'_> {
             });
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::fold(&self.0, gpu, dst, src)
     }
 }
 
@@ -191,6 +211,11 @@ impl Kernel for Forward {
         });
         Ok(())
     }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::forward(self, gpu, dst, src)
+    }
 }
 
 struct Backward {
@@ -219,6 +244,11 @@ impl Kernel for Backward {
             });
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::backward(self, gpu, dst, src)
     }
 }
 

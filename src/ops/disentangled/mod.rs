@@ -4,12 +4,16 @@
 //! key. As in [`crate::ops::attention`] nothing of size rows × rows leaves a thread's scratch.
 
 mod cpu;
+#[cfg(gpu)]
+mod cuda;
 #[cfg(test)]
 mod tests;
 
 pub use cpu::GROUPS;
 
 use crate::ops::attention::{AttentionSpec, ProjectionGrads, Projections, check, columns, source};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::index::Index;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use candle_core::{Result, Tensor, bail};
@@ -92,23 +96,28 @@ fn prepare<'a>(
     [q, k, v, positions]: [&Src<'a>; 4],
     queries: Option<&Src<'a>>,
 ) -> Result<((usize, usize, usize), cpu::Index<'a>)> {
-    let attention = &spec.attention;
-    let sizes = check(name, attention, (q.rows, q.cols), (k.rows, k.cols), (v.rows, v.cols))?;
-    let queries = queries.map(Src::u32).transpose()?;
+    let sizes = check(name, &spec.attention, (q.rows, q.cols), (k.rows, k.cols), (v.rows, v.cols))?;
+    check_positions(name, spec, sizes.2, (positions.rows, positions.cols))?;
+    Ok((sizes, cpu::Index::new(spec.distances, positions.rows, queries.map(Src::u32).transpose()?)))
+}
+
+/// Checks positions (rows, columns) and their distances against the rows of heads of `hidden` columns in all.
+fn check_positions(name: &str, spec: &DisentangledSpec<'_>, hidden: usize, positions: (usize, usize)) -> Result<()> {
+    let ((rows, columns), attention) = (positions, &spec.attention);
     if attention.bias.is_some() || attention.window.is_some() || spec.sides() == 0 {
         bail!("{name}: positions, and no bias or window beside them");
     }
     let longest = attention.cu_keys.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0);
-    let (distances, hidden) = (spec.distances, sizes.2);
-    let rises = distances.is_sorted() && distances.last().is_some_and(|&last| (last as usize) < positions.rows);
+    let distances = spec.distances;
+    let rises = distances.is_sorted() && distances.last().is_some_and(|&last| (last as usize) < rows);
     if distances.len().is_multiple_of(2) || longest > distances.len() / 2 + 1 || !rises {
-        let (n, rows) = (distances.len(), positions.rows);
+        let n = distances.len();
         bail!("{name}: {n} distances to {rows} positions for rows of {longest} tokens");
     }
-    if positions.cols != spec.sides() * hidden {
-        bail!("{name}: positions [{}, {}] for heads of {hidden} columns in all", positions.rows, positions.cols);
+    if columns != spec.sides() * hidden {
+        bail!("{name}: positions [{rows}, {columns}] for heads of {hidden} columns in all");
     }
-    Ok((sizes, cpu::Index::new(distances, positions.rows, queries)))
+    Ok(())
 }
 
 impl Kernel for Forward<'_> {
@@ -131,6 +140,11 @@ impl Kernel for Forward<'_> {
             unsafe { cpu::forward(to, qkv, source::<T>(positions)?, hidden, &self.0, &index) };
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::forward(self, gpu, dst, src)
     }
 }
 
@@ -166,5 +180,10 @@ impl Kernel for Backward<'_> {
             unsafe { cpu::backward(to, to_positions, dout, qkv, positions, hidden, &self.0, &index) };
         });
         Ok(())
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::backward(self, gpu, dst, src)
     }
 }

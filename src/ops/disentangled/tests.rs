@@ -163,6 +163,8 @@ fn matches_the_definition_on_odd_shapes() {
         (3, 16, 0.1, 64, [true, false]),
         (1, 64, 0.1, 33, [false, true]),
         (2, 3, 0.0, 1, [true, true]),
+        (1, 100, 0.1, 50, [true, true]),
+        (1, 250, 0.0, 30, [true, true]),
     ] {
         let (hidden, distances) = (heads * d, distances(140, exact));
         for (counts, asking) in [(&lengths[..], &every[..]), (&[1; 6], &[0, 1, 71, 74, 91, 124]), some] {

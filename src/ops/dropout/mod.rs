@@ -4,7 +4,12 @@
 //! The generator is a 32-bit integer mix (`rng::bits`), which vectorises where Philox would cost more than the loop
 //! around it.
 
+#[cfg(gpu)]
+mod cuda;
+
 use crate::ops::cpu::{Shared, for_chunks, simd};
+#[cfg(gpu)]
+use crate::ops::gpu::{Gpu, View};
 use crate::ops::real::Real;
 use crate::ops::{Dst, Kernel, Src, by_format, launch};
 use crate::rng::{bits, splitmix};
@@ -83,6 +88,11 @@ impl Kernel for Masked {
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
         let ([y], [x]) = (dst, src) else { bail!("dropout: one destination, one source") };
         by_format!(y, Y => by_format!(x, X => self.run(y.values::<Y>()?, x.values::<X>()?)))
+    }
+
+    #[cfg(gpu)]
+    fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+        cuda::masked(self, gpu, dst, src)
     }
 }
 

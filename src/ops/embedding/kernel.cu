@@ -48,7 +48,7 @@ template <class T> __device__ void embed(const Args &a) {
     }
     store_chunk((T *)a.p[1] + place, s, at.there);
 }
-KERNEL_OF_BOTH(embed)
+KERNEL_OF_ROWS(embed)
 
 // Through dropout and norm: ds, and dgamma and dbeta in partial sums. p: 0 ds, 1 partial, 2 dy, 3 s, 4 gamma; n: 0 rows, 1 h,
 // 2 rows a chunk
@@ -71,7 +71,7 @@ template <class T> __device__ void embed_norm_backward(const Args &a) {
     store_chunk(to, dgamma, at.there);
     store_chunk(to + h, dbeta, at.there);
 }
-KERNEL_OF_BOTH(embed_norm_backward)
+KERNEL_OF_ROWS(embed_norm_backward)
 
 // Tokens ranked by key, then by place: order[rank] = token, sorted[rank] = its key. Counting, all keys against all: one launch,
 // and less than a product of the batch costs.

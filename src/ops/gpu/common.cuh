@@ -13,8 +13,8 @@ struct Drop {
 };
 
 struct Args {
-    u64 p[12];
-    int n[12];
+    u64 p[16];
+    int n[16];
     float f[4];
     Drop drop;
 };
@@ -188,7 +188,15 @@ __device__ float block_sum(float x) {
     return sum[0];
 }
 
+// The most threads of a block that has a row (`Grid::rows`): a thread gets a share of the registers that leaves room for all.
+#define ROW_THREADS 512
+
 // Makes the kernels `name_f32` and `name_bf16` of a function template.
 #define KERNEL_OF_BOTH(name)                                             \
     extern "C" __global__ void name##_f32(Args a) { name<float>(a); }    \
     extern "C" __global__ void name##_bf16(Args a) { name<bf16>(a); }
+
+// The same where a block has a row.
+#define KERNEL_OF_ROWS(name)                                                                              \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS) name##_f32(Args a) { name<float>(a); }      \
+    extern "C" __global__ void __launch_bounds__(ROW_THREADS) name##_bf16(Args a) { name<bf16>(a); }

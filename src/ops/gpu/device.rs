@@ -1,7 +1,7 @@
 //! A CUDA device: kernels from the module that `build.rs` compiled, products by cuBLAS, all on candle's stream, so in the order
 //! in which they are asked for. Nothing here waits for the device.
 
-use super::{Args, Gemm, Grid};
+use super::{Args, Gemm, Grid, size};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
@@ -101,7 +101,9 @@ impl<'a> Gpu<'a> {
         } else {
             blas::cublasComputeType_t::CUBLAS_COMPUTE_32F
         };
-        let ([a, b], [m, n, k]) = (g.operands, g.sizes.map(|n| n as i32));
+        let [a, b] = g.operands;
+        let ([m, n, k], [lda, ldb, ldc]) = (g.sizes, [a.stride, b.stride, g.result.stride]);
+        let ([m, n, k], [lda, ldb, ldc]) = ([size(m)?, size(n)?, size(k)?], [size(lda)?, size(ldb)?, size(ldc)?]);
         let (alpha, beta) = (1f32, f32::from(u8::from(g.accumulate)));
         // SAFETY: sizes and strides are those of views that live on this device.
         unsafe {
@@ -115,14 +117,14 @@ impl<'a> Gpu<'a> {
                 (&raw const alpha).cast::<c_void>(),
                 a.at as *const c_void,
                 format(a.dtype),
-                a.stride as i32,
+                lda,
                 b.at as *const c_void,
                 format(b.dtype),
-                b.stride as i32,
+                ldb,
                 (&raw const beta).cast::<c_void>(),
                 g.result.at as *mut c_void,
                 format(g.result.dtype),
-                g.result.stride as i32,
+                ldc,
                 compute,
                 blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )

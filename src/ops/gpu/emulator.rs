@@ -1,7 +1,7 @@
 //! The kernels' sources compiled as C++ (`build.rs`), their threads run one after another on the CPU: for tests of every
 //! kernel, and of what launches it, on machines without a GPU. Memory is the program's own.
 
-use super::{Args, Gemm, Grid};
+use super::{Args, Gemm, Grid, size};
 use candle_core::{DType, Result, bail};
 use std::ffi::{CString, c_void};
 use std::marker::PhantomData;
@@ -55,17 +55,17 @@ impl Gpu<'_> {
     pub fn gemm(&self, g: Gemm) -> Result<()> {
         let half = |dtype| i32::from(dtype == DType::BF16);
         let [a, b] = g.operands;
-        let [m, n, k] = g.sizes.map(|n| n as i32);
+        let [m, n, k] = g.sizes;
         let [ta, tb] = g.transposed.map(i32::from);
         let numbers = [
             ta,
             tb,
-            m,
-            n,
-            k,
-            a.stride as i32,
-            b.stride as i32,
-            g.result.stride as i32,
+            size(m)?,
+            size(n)?,
+            size(k)?,
+            size(a.stride)?,
+            size(b.stride)?,
+            size(g.result.stride)?,
             half(a.dtype),
             half(g.result.dtype),
         ];

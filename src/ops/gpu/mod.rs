@@ -64,9 +64,9 @@ pub fn of(name: &str, dtype: DType) -> String {
 #[derive(Clone, Copy, Default)]
 pub struct Args {
     /// Addresses, and other values of 64 bits.
-    p: [u64; 12],
+    p: [u64; 16],
     /// Sizes.
-    n: [i32; 12],
+    n: [i32; 16],
     f: [f32; 4],
     drop: [u32; 4],
 }
@@ -78,7 +78,7 @@ impl Args {
         let mut args = Self::default();
         args.p[..p.len()].copy_from_slice(p);
         for (to, n) in args.n.iter_mut().zip(n) {
-            *to = i32::try_from(*n).map_err(|_| candle_core::Error::Msg(format!("{n} is too large for a kernel")))?;
+            *to = size(*n)?;
         }
         Ok(args)
     }
@@ -92,6 +92,14 @@ impl Args {
         self.drop = d.words();
         self
     }
+}
+
+/// A size as kernels and cuBLAS take it.
+///
+/// # Errors
+/// When it does not fit 32 bits.
+fn size(n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| candle_core::Error::Msg(format!("{n} is too large for a CUDA kernel")))
 }
 
 /// How many blocks of how many threads, and how much shared memory beyond what a kernel declares.
@@ -134,8 +142,8 @@ impl Grid {
     /// When that is more than a block may have beside the registers that it needs.
     pub fn rows(rows: usize, columns: usize) -> Result<Self> {
         let threads = columns.div_ceil(CHUNK).next_multiple_of(32);
-        if threads > 512 {
-            bail!("rows of {columns} values, the CUDA kernels of norms take up to {}", 512 * CHUNK);
+        if threads > ROW_THREADS {
+            bail!("rows of {columns} values, the CUDA kernels of norms take up to {}", ROW_THREADS * CHUNK);
         }
         Ok(Self::new([rows, 1, 1], threads))
     }
@@ -152,6 +160,9 @@ impl Grid {
         Ok(Self { shared_bytes: 4 * floats, ..self })
     }
 }
+
+/// The most threads of a block that has a row, as in `common.cuh`.
+const ROW_THREADS: usize = 512;
 
 /// Threads of a block, where nothing else decides.
 pub const THREADS: usize = 128;
@@ -241,6 +252,12 @@ mod tests {
     use super::*;
 
     /// The norm's backward pass asks for three rows: of 4085 values they fit beside what its kernel declares, of 4086 not.
+    #[test]
+    fn sizes_beyond_32_bits_are_refused() {
+        assert_eq!(Args::new(&[], &[3, i32::MAX as usize]).unwrap().n[..2], [3, i32::MAX]);
+        assert!(Args::new(&[], &[1 << 31]).err().unwrap().to_string().contains("2147483648 is too large"));
+    }
+
     #[test]
     fn declared_shared_memory_counts() {
         let grid = |hidden: usize| Grid::new([1; 3], THREADS).shared(3 * hidden);

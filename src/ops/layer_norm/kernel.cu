@@ -38,7 +38,7 @@ template <class T> __device__ void residual_norm(const Args &a) {
     for (int i = 0; i < CHUNK; i++) s[i] = (s[i] - mean) * rstd * gamma[i] + beta[i];
     store_chunk(to_y, s, at.there);
 }
-KERNEL_OF_BOTH(residual_norm)
+KERNEL_OF_ROWS(residual_norm)
 
 // One row's ds = rstd·(g − mean(g) − x̂·mean(g·x̂)) with g = dy·gamma and x̂ the normed row; `s` becomes ds.
 __device__ void norm_backward(float (&s)[CHUNK], float (&dgamma)[CHUNK], float (&dbeta)[CHUNK], const float (&dy)[CHUNK],
@@ -89,4 +89,4 @@ template <class T> __device__ void residual_norm_backward(const Args &a) {
     store_chunk(to + h, dgamma, at.there);
     store_chunk(to + 2 * h, dbeta, at.there);
 }
-KERNEL_OF_BOTH(residual_norm_backward)
+KERNEL_OF_ROWS(residual_norm_backward)
