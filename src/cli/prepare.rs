@@ -206,8 +206,7 @@ impl Prepared {
         let splits: Vec<_> = self.splits().collect();
         let found = check::brief(&splits, &self.task.labels, self.frame, self.unknown);
         let hint = format!("bertft check --config {} lists the rows", config.display());
-        let looked_at = !matches!(self.task.kind, TaskKind::Tokens | TaskKind::Span);
-        let hint = (!found.is_empty() && looked_at).then_some(hint);
+        let hint = (!found.is_empty()).then_some(hint);
         found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()
     }
 

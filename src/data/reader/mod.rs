@@ -80,7 +80,7 @@ impl Skipped {
     ///
     /// # Errors
     /// What is wrong with it, if rows are not to be skipped.
-    pub(super) fn skip(&mut self, error: Error, on_bad_row: OnBadRow) -> Result<()> {
+    pub fn skip(&mut self, error: Error, on_bad_row: OnBadRow) -> Result<()> {
         if on_bad_row == OnBadRow::Error {
             return Err(error);
         }
@@ -89,7 +89,7 @@ impl Skipped {
     }
 
     /// Adds what was skipped elsewhere.
-    pub(super) fn append(&mut self, other: Self) {
+    pub fn append(&mut self, other: Self) {
         self.rows += other.rows;
         let room = Self::LISTED.saturating_sub(self.first.len());
         self.first.extend(other.first.into_iter().take(room));

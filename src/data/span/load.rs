@@ -1,6 +1,7 @@
 //! Files of questions to tokens and places of answers.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -14,7 +15,7 @@ use crate::data::{Dataset, Targets, Tokenizer, Tokens};
 use crate::error::{Error, Result};
 
 /// Questions that are held as text at a time.
-const CHUNK: usize = 1024;
+pub const CHUNK: usize = 1024;
 
 /// The questions of some files, tokenised.
 #[derive(Default)]
@@ -51,14 +52,14 @@ pub fn load(
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Loaded> {
     let mut reader = QuestionReader::open(files.as_slice(), options)?;
-    let mut loaded = Loaded { max_length, ..Loaded::default() };
+    let mut loaded = Loaded::new(max_length);
     let mut bad = Skipped::default();
     loop {
         let chunk = reader.by_ref().take(CHUNK).collect::<Result<Vec<Question>>>()?;
         if chunk.is_empty() {
             break;
         }
-        loaded.add(chunk, tokenizer, &mut |error| bad.skip(error, options.on_bad_row))?;
+        loaded.add(chunk, tokenizer, &mut |error| bad.skip(error, options.on_bad_row), &mut |_, _, _| {})?;
         progress(loaded.asked.len() as u64)?;
     }
     loaded.skipped = reader.skipped().clone();
@@ -81,19 +82,29 @@ pub fn unanswered(
     max_length: usize,
     stride: usize,
 ) -> Result<Dataset> {
-    let mut loaded = Loaded { max_length, ..Loaded::default() };
+    let mut loaded = Loaded::new(max_length);
     let file = questions.first().map(|q| q.file.to_path_buf()).unwrap_or_default();
-    loaded.add(questions, tokenizer, &mut Err)?;
+    loaded.add(questions, tokenizer, &mut Err, &mut |_, _, _| {})?;
     Ok(loaded.rows(tokenizer, stride, &Files::from(file)))
 }
 
 impl Loaded {
-    /// Adds questions; `bad` says what becomes of one that leaves less than [`LEAST_ROOM`] tokens of a row to its context.
-    fn add(
+    /// Of no questions yet, for rows of at most `max_length` tokens.
+    pub fn new(max_length: usize) -> Self {
+        Self { max_length, ..Self::default() }
+    }
+
+    /// Adds questions; `bad` says what becomes of one that leaves less than [`LEAST_ROOM`] tokens of a row to its context. `seen` is
+    /// shown the others with the number of their context and their tokens.
+    ///
+    /// # Errors
+    /// What `bad` returns; a tokenizer that fails.
+    pub fn add(
         &mut self,
         chunk: Vec<Question>,
         tokenizer: &Tokenizer,
         bad: &mut dyn FnMut(Error) -> Result<()>,
+        seen: &mut dyn FnMut(&Question, u32, &[u32]),
     ) -> Result<()> {
         let mut new: Vec<&Question> = vec![];
         let mut numbers = Vec::with_capacity(chunk.len());
@@ -136,12 +147,26 @@ impl Loaded {
                 bad(failed(&question, message))?;
                 continue;
             }
+            seen(&question, context, &ids);
             let answer = question.answers.first().map(|answer: &Answer| (answer.start, answer.end()));
             self.asked.push(Encoded { ids, answer, line: question.line });
             let answers = question.answers.into_iter().map(|answer| answer.text).collect();
             self.questions.asked.push(Asked { id: question.id, context, answers });
         }
         Ok(())
+    }
+
+    /// Token ids of a context, without special ones.
+    pub fn context_ids(&self, context: u32) -> &[u32] {
+        &self.contexts[context as usize]
+    }
+
+    /// The tokens of a context that an answer begins and ends in, and the text that they stand for; `None` where it has no tokens.
+    pub fn covered(&self, context: u32, answer: &Answer) -> Option<(Range<usize>, &str)> {
+        let Context { text: _, offsets } = &self.questions.contexts[context as usize];
+        let [first, last] = answer_in(&(0..offsets.len()), offsets, (answer.start, answer.end()))?;
+        let (start, end) = (offsets.get(first)?.0 as usize, offsets.get(last)?.1 as usize);
+        Some((first..last + 1, self.questions.contexts[context as usize].excerpt(start, end)))
     }
 
     /// Tokens of a row that a question leaves to its context.

@@ -8,7 +8,7 @@
 mod load;
 mod rows;
 
-pub use load::{Loaded, load, unanswered};
+pub use load::{CHUNK, Loaded, load, unanswered};
 pub use rows::{Asked, Context, Questions, SpanRow, SpanRows};
 
 use serde_json::Value;

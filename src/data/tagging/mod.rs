@@ -9,7 +9,7 @@ mod rows;
 pub mod scheme;
 pub mod words;
 
-pub use load::{Loaded, TagForm, load, unlabelled};
+pub use load::{CHUNK, Gathering, Loaded, TagForm, load, renamed, unlabelled, why_wrong};
 pub use rows::{TagRow, TagRows};
 
 use serde_json::Value;
