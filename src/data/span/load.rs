@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::rows::{Asked, Context, Questions, SpanRow, SpanRows, answer_in, windows};
 use super::{Answer, Question};
+use crate::data::places::names_of;
 use crate::data::reader::Skipped;
 use crate::data::reader::questions::{QuestionOptions, QuestionReader, Repaired};
 use crate::data::settings::Files;
@@ -20,23 +22,27 @@ pub const CHUNK: usize = 1024;
 /// The questions of some files, tokenised.
 #[derive(Default)]
 pub struct Loaded {
-    asked: Vec<Encoded>,
-    questions: Questions,
+    pub(super) asked: Vec<Encoded>,
+    pub(super) questions: Questions,
     /// Token ids of each context.
-    contexts: Vec<Vec<u32>>,
-    index: HashMap<Arc<str>, u32>,
+    pub(super) contexts: Vec<Vec<u32>>,
+    pub(super) index: HashMap<Arc<str>, u32>,
     /// Of a row, in tokens.
-    max_length: usize,
+    pub(super) max_length: usize,
+    /// As messages name them.
+    pub(super) files: Vec<PathBuf>,
+    /// Whether it comes from the cache.
+    pub(super) cached: bool,
     pub skipped: Skipped,
     pub repaired: Repaired,
 }
 
 /// A question's tokens.
-struct Encoded {
-    ids: Vec<u32>,
+pub(super) struct Encoded {
+    pub ids: Vec<u32>,
     /// First character and past the last of the answer to learn.
-    answer: Option<(usize, usize)>,
-    line: u64,
+    pub answer: Option<(usize, usize)>,
+    pub line: u64,
 }
 
 /// Reads and tokenises questions with their answers, for rows of at most `max_length` tokens; `progress` is told how many there are so far, and an error from it ends
@@ -52,7 +58,7 @@ pub fn load(
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Loaded> {
     let mut reader = QuestionReader::open(files.as_slice(), options)?;
-    let mut loaded = Loaded::new(max_length);
+    let mut loaded = Loaded { files: names_of(files.as_slice()), ..Loaded::new(max_length) };
     let mut bad = Skipped::default();
     loop {
         let chunk = reader.by_ref().take(CHUNK).collect::<Result<Vec<Question>>>()?;
@@ -206,8 +212,9 @@ impl Loaded {
                 lines.push(question.line);
             }
         }
+        let tokens = Tokens::from_rows(tokens).made_from_cache(self.cached);
         let targets = Targets::Spans(SpanRows::new(rows, self.questions));
-        Dataset { tokens: Tokens::from_rows(tokens), targets, lines, file: files.name() }
+        Dataset { tokens, targets, lines, file: files.name() }
     }
 }
 

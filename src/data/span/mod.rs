@@ -5,6 +5,7 @@
 //! [`Loaded::rows`] pairs them: `[CLS] question [SEP] context [SEP]`. A context that is too long is cut into windows that
 //! share `doc_stride` tokens, a row each. A window without the answer has both places at `[CLS]`.
 
+mod kept;
 mod load;
 mod rows;
 

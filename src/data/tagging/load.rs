@@ -262,7 +262,7 @@ impl Loaded {
     }
 
     /// The words of sentence `i < len()` among all.
-    fn words_of(&self, i: usize) -> Range<usize> {
+    pub(super) fn words_of(&self, i: usize) -> Range<usize> {
         let before = i.checked_sub(1).map_or(0, |before| self.ends[before]);
         before as usize..self.ends[i] as usize
     }
@@ -354,7 +354,12 @@ impl Loaded {
             truth.push(tags.iter().map(|&code| classes[code as usize]).collect());
         }
         let targets = Targets::Tags(TagRows::new(rows, truth));
-        Dataset { tokens: Tokens::from_rows(tokens), targets, lines, file: files.name() }
+        Dataset {
+            tokens: Tokens::from_rows(tokens).made_from_cache(self.tokens.cached()),
+            targets,
+            lines,
+            file: files.name(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! windows that overlap. Each word belongs to one window, the one in which it has more text around it: there it is learnt and
 //! predicted, and in the other it is context only. So every word is predicted once, and counts once.
 
+mod kept;
 mod load;
 mod rows;
 pub mod scheme;
