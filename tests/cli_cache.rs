@@ -172,3 +172,51 @@ fn info_tells_where_the_cache_is() {
     let json: Value = serde_json::from_str(&out(&["info", "--json"])).unwrap();
     assert!(json["cache_paths"][0].as_str().unwrap().ends_with("my-cache"));
 }
+
+/// Tagged words and questions are kept like rows, with what is said of them.
+#[test]
+fn tags_and_questions_come_from_the_cache_too() {
+    let w = Workplace::new();
+    let cache = w.path("cache");
+    // Words that are too long to be anything but unknown make large files of few tokens.
+    let sentence = |i: usize| format!("{} O\ncat{i} B-X\n\n", "x".repeat(30_000));
+    w.write("train.conll", &((0..145).map(sentence).collect::<String>() + "bad\n\n\u{200b} O\n"));
+    w.write("dev.conll", "a O\ncat B-X\n");
+    let question = |i: usize| {
+        let (context, start) = (format!("{} cat {i}", "x".repeat(30_000)), if i == 7 { 3 } else { 30_001 });
+        let answers = serde_json::json!([{"text": "cat", "answer_start": start}]);
+        serde_json::json!({"id": i, "question": "who?", "context": context, "answers": answers}).to_string() + "\n"
+    };
+    w.write("train.jsonl", &((0..145).map(question).collect::<String>() + "{}\n"));
+    w.write("dev.jsonl", &question(0));
+    for (kind, train, eval, other, warned) in [
+        ("tokens", "train.conll", "dev.conll", "data.convert_tags=iobes", "1 sentences are left out"),
+        ("span", "train.jsonl", "dev.jsonl", "data.max_length=33", "1 answer was not at"),
+    ] {
+        let config = format!(
+            "[model]\npath = \"{MODEL}\"\n[task]\nkind = \"{kind}\"\n[data]\ntrain = \"{train}\"\neval = \"{eval}\"\n\
+             max_length = 32\non_bad_row = \"skip\"\n[train]\nepochs = 1\n[output]\ndir = \"run\"\n"
+        );
+        w.write("cls.toml", &config);
+        let before = w.entries(&cache).len();
+        let first = w.dry_run(&cache, &[]);
+        assert_eq!((&first.1[..], first.2.len()), (&[false, false][..], 1), "{first:?}");
+        assert!(first.2[0].contains(warned), "{first:?}");
+        assert_eq!(first.0[0]["skipped"], 1, "{first:?}");
+        assert_eq!(w.entries(&cache).len(), before + 1, "the small file is read again");
+        let from_cache = (first.0.clone(), vec![true, false], first.2.clone());
+        assert_eq!(w.dry_run(&cache, &["--threads", "1"]), from_cache);
+        assert_eq!(w.dry_run(&cache, &["--set", other]).1, [false, false]);
+        assert_eq!(w.dry_run(&cache, &["--set", "data.cache=false"]), first);
+        // A damaged entry is made again.
+        for entry in w.entries(&cache) {
+            let mut bytes = fs::read(&entry).unwrap();
+            let at = bytes.len() / 3;
+            bytes[at..at + 200].iter_mut().for_each(|byte| *byte ^= 1);
+            fs::write(&entry, bytes).unwrap();
+        }
+        assert_eq!(w.dry_run(&cache, &[]), first);
+        assert_eq!(w.dry_run(&cache, &[]), from_cache);
+        assert_eq!(w.dry_run(&cache, &["--set", "data.eval=0.5"]).1, [true, true]);
+    }
+}

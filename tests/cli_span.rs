@@ -140,5 +140,57 @@ fn bad_questions_are_named_repaired_or_skipped() {
     ] {
         place.refused(&["config", "validate", "--config", "c.toml", "--set", set], &[says]);
     }
-    place.refused(&["check", "--config", "c.toml"], &["\"span\", which `check` does not look at"]);
+}
+
+#[test]
+fn check_shows_answers_and_what_is_wrong() {
+    let data = format!("{ROOT}/examples/data/squad2");
+    let place = workplace(&format!("{data}/train.json"), &format!("{data}/test.json"), "");
+    let check = ["check", "--config", "c.toml", "--no-timing"];
+    let (code, out, err) = place.run(&check, "");
+    assert!(code == 0 && err.is_empty(), "{code} {err}");
+    for part in [
+        "span with",
+        "\nquestions ",
+        "\ncontexts ",
+        "\nwithout answer ",
+        "\nanswers in no window ",
+        "\nwindows of all ",
+    ] {
+        assert!(out.contains(part), "no {part:?} in {out}");
+    }
+    // A question of train is asked again of the same text, with another answer.
+    let train: Value = serde_json::from_slice(&fs::read(format!("{data}/train.json")).unwrap()).unwrap();
+    let paragraph = &train["data"][0]["paragraphs"][0];
+    let context = paragraph["context"].as_str().unwrap();
+    let answered = paragraph["qas"].as_array().unwrap().iter().find(|qa| qa["answers"] != json!([])).unwrap();
+    let answers = json!([{"text": context.chars().take(4).collect::<String>(), "answer_start": 0}]);
+    let asked = json!({"id": "again", "question": answered["question"], "context": context, "answers": answers});
+    fs::write(place.path("e.jsonl"), asked.to_string()).unwrap();
+    let args = [&check[..], &["--set", "data.eval=e.jsonl", "--json", "--fail-on", "leakage"]].concat();
+    let (code, out, _) = place.run(&args, "");
+    assert_eq!(code, 3, "{out}");
+    let check: Value = out
+        .lines()
+        .find_map(|line| Some(line).filter(|l| l.contains("\"check\"")))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .unwrap();
+    let finding = |name: &str| check["findings"].as_array().unwrap().iter().find(|f| f["name"] == name).cloned();
+    let leak = finding("leakage").unwrap();
+    assert_eq!(
+        (&leak["split"], &leak["count"], &leak["examples"][0]["id"]),
+        (&json!("eval"), &json!(1), &json!("again"))
+    );
+    let conflict = &finding("conflicts").unwrap()["examples"][0];
+    assert_eq!((&conflict["id"], &conflict["other"]["id"]), (&answered["id"], &json!("again")));
+    assert!(conflict["texts"][0] == answered["question"], "{conflict}");
+    let of_train = &check["splits"][0]["answers"];
+    let none = train["data"][0]["paragraphs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|p| p["qas"].as_array().unwrap())
+        .filter(|qa| qa["answers"] == json!([]))
+        .count();
+    assert_eq!((of_train["without_answer"].as_u64(), train["data"].as_array().unwrap().len()), (Some(none as u64), 1));
 }

@@ -221,5 +221,47 @@ fn mistakes_are_told() {
         place.refused(&train(&[set, "data.on_bad_row=skip"]), &[says]);
     }
     place.refused(&train(&["task.kind=classification"]), &["data.tag_scheme"]);
-    place.refused(&["check", "--config", "c.toml", "--set", "data.on_bad_row=skip"], &["\"tokens\"", "check"]);
+}
+
+#[test]
+fn check_shows_entities_and_what_is_wrong() {
+    let data = format!("{ROOT}/examples/data/wnut17");
+    let place = workplace(&format!("{data}/train.conll"), "dev.conll", "tag_scheme = \"iob2\"");
+    let first = fs::read_to_string(format!("{data}/train.conll")).unwrap();
+    let leak: String = first.split_inclusive('\n').take_while(|line| !line.trim().is_empty()).collect();
+    fs::write(place.path("dev.conll"), format!("{leak}\nA O\nDay I-date\n\nmet O\nAda B-person\n")).unwrap();
+    let check = ["check", "--config", "c.toml", "--no-timing"];
+    let (code, out, err) = place.run(&check, "");
+    assert!(code == 0 && err.is_empty(), "{code} {err}");
+    for part in [
+        "tokens with",
+        "\nsentences ",
+        "\nwords outside (O) ",
+        "\nentities known from train ",
+        "\nscheme, as it looks ",
+        "\nsentences in iob2 ",
+        "\nwindows of all ",
+        "\nentities ",
+        "\nperson ",
+        "bad-tags in eval: 1 sentence (33.3 %) whose tags break data.tag_scheme = \"iob2\"",
+        "[\"I-date\" may not stand after \"O\"]\n      A Day\n",
+        "missing-labels in eval: eval has 1 tag that train has not: I-date",
+        "leakage in eval: 1 sentence (33.3 %) also in train",
+    ] {
+        assert!(out.contains(part), "no {part:?} in {out}");
+    }
+    let json = place.run(&[&check[..], &["--json", "--fail-on", "bad-tags"]].concat(), "");
+    assert_eq!(json.0, 3, "{json:?}");
+    let events: Vec<Value> = json.1.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&events[0]["event"], &events[0]["rows"]), (&json!("data"), &json!(701)));
+    let train = &events[2]["splits"][0];
+    assert_eq!(
+        (&train["rows"], &train["windows"]["windows"], &train["windows"]["rows"]),
+        (&json!(700), &json!(701), &json!(1))
+    );
+    assert_eq!(train["tags"]["entities"]["types"].as_array().unwrap().len(), 6);
+    assert_eq!(train["tags"]["entities"]["scheme"]["sentences"]["iob2"], 700);
+    // And with the time that a run takes.
+    let (code, out, _) = place.run(&check[..3], "");
+    assert!(code == 0 && out.contains("\ntime    about "), "{out}");
 }

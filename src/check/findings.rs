@@ -25,9 +25,15 @@ pub enum Name {
     Duplicates,
     NearDuplicates,
     BadRows,
+    BadTags,
     BadLabels,
     MissingLabels,
     Empty,
+    LostWords,
+    MovedAnswers,
+    LostAnswers,
+    LongAnswers,
+    InexactAnswers,
     Truncation,
     UnknownTokens,
     Mojibake,
@@ -38,8 +44,9 @@ pub enum Name {
 
 impl Name {
     /// In the order in which they are shown.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRows,
+        Self::BadTags,
         Self::BadLabels,
         Self::MissingLabels,
         Self::Leakage,
@@ -47,6 +54,11 @@ impl Name {
         Self::Duplicates,
         Self::NearDuplicates,
         Self::Empty,
+        Self::LostWords,
+        Self::MovedAnswers,
+        Self::LostAnswers,
+        Self::LongAnswers,
+        Self::InexactAnswers,
         Self::Truncation,
         Self::UnknownTokens,
         Self::Mojibake,
@@ -62,9 +74,15 @@ impl Name {
             Self::Duplicates => "duplicates",
             Self::NearDuplicates => "near-duplicates",
             Self::BadRows => "bad-rows",
+            Self::BadTags => "bad-tags",
             Self::BadLabels => "bad-labels",
             Self::MissingLabels => "missing-labels",
             Self::Empty => "empty",
+            Self::LostWords => "lost-words",
+            Self::MovedAnswers => "moved-answers",
+            Self::LostAnswers => "lost-answers",
+            Self::LongAnswers => "long-answers",
+            Self::InexactAnswers => "inexact-answers",
             Self::Truncation => "truncation",
             Self::UnknownTokens => "unknown-tokens",
             Self::Mojibake => "mojibake",
@@ -119,11 +137,15 @@ pub struct Place {
     pub file: PathBuf,
     /// 1-based.
     pub line: u64,
+    /// Of a question, as one line may hold them all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}:{}", self.file.display(), self.line)?;
+        self.id.as_ref().map_or(Ok(()), |id| write!(f, " {id}"))
     }
 }
 

@@ -1,7 +1,23 @@
 //! Figures of a split: rows, labels, lengths, what truncation takes, unknown tokens, and the score of a constant answer.
 
+mod answers;
+mod tags;
+
+pub use answers::Answers;
+pub use tags::{Entities, Fit, Tags, Type};
+
 use super::scan::{Label, Scan, Split};
+use crate::data::config::TaskKind;
 use serde::Serialize;
+
+/// What a run sets bounds to.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Of a row, in tokens.
+    pub max_length: usize,
+    /// Of an answer, in tokens.
+    pub max_answer_length: usize,
+}
 
 /// The figures of one split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -9,15 +25,26 @@ pub struct Measures {
     pub split: String,
     pub file: String,
     pub rows: usize,
-    /// Classification only.
+    /// Classification and multilabel only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
     /// Regression only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub values: Option<Values>,
-    /// In tokens, before truncation, special tokens included.
+    /// Words with tags only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tags: Option<Tags>,
+    /// Questions only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answers: Option<Answers>,
+    /// In tokens, before truncation or the cut into windows, special tokens included.
     pub length: Lengths,
-    pub truncation: Truncation,
+    /// Where rows lose what does not fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<Truncation>,
+    /// Where rows are cut into windows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub windows: Option<Windows>,
     pub unknown: Unknown,
 }
 
@@ -79,6 +106,18 @@ pub struct Truncation {
     pub max_length_for_99_percent: u32,
 }
 
+/// What rows become that do not fit in `max_length`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Windows {
+    pub max_length: usize,
+    /// Rows that are cut into several windows.
+    pub rows: usize,
+    /// Windows of all rows: what training calls rows.
+    pub windows: usize,
+    /// The `max_length` that leaves 99 % of the rows whole.
+    pub max_length_for_99_percent: u32,
+}
+
 /// Tokens that the vocabulary does not have.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Unknown {
@@ -90,20 +129,40 @@ pub struct Unknown {
 
 impl Measures {
     /// The figures of `scan.splits[split]`.
-    pub fn new(scan: &Scan, split: usize, max_length: usize) -> Self {
+    pub fn new(scan: &Scan, split: usize, limits: Limits) -> Self {
         let (train, split) = (&scan.splits[0], &scan.splits[split]);
         let mut sorted = split.lengths.clone();
         sorted.sort_unstable();
+        let p99 = percentile(&sorted, 99);
+        let has_windows = matches!(scan.kind, TaskKind::Tokens | TaskKind::Span);
         Self {
             split: split.name.clone(),
             file: split.data.file.display().to_string(),
             rows: split.len(),
-            labels: (!scan.classes.is_empty()).then(|| labels(scan, train, split)),
-            values: scan.classes.is_empty().then(|| values(train, split)),
-            truncation: truncation(split, max_length, percentile(&sorted, 99)),
+            labels: scan.has_classes().then(|| labels(scan, train, split)),
+            values: (scan.kind == TaskKind::Regression).then(|| values(train, split)),
+            tags: split.sentences.as_ref().map(|sentences| Tags::new(scan, split, sentences)),
+            answers: split.questions.as_ref().map(|questions| Answers::new(questions, limits.max_answer_length)),
+            truncation: (!has_windows).then(|| truncation(split, limits.max_length, p99)),
+            windows: has_windows.then(|| windows(split, limits.max_length, p99)),
             unknown: unknown(scan, split),
             length: lengths(&sorted),
         }
+    }
+
+    /// The longest row that stays whole.
+    pub fn max_length(&self) -> usize {
+        let of_windows = || self.windows.as_ref().map_or(0, |w| w.max_length);
+        self.truncation.as_ref().map_or_else(of_windows, |t| t.max_length)
+    }
+}
+
+fn windows(split: &Split, max_length: usize, p99: u32) -> Windows {
+    Windows {
+        max_length,
+        rows: split.lengths.iter().filter(|&&length| length as usize > max_length).count(),
+        windows: split.data.len(),
+        max_length_for_99_percent: p99,
     }
 }
 

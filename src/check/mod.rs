@@ -16,7 +16,7 @@ mod tests;
 mod text;
 
 pub use brief::brief;
-pub use excerpts::excerpts;
+pub use excerpts::{Source, excerpts};
 pub use find::find;
 pub use findings::{Finding, Name};
 pub use measures::Measures;

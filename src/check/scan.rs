@@ -1,16 +1,22 @@
 //! One pass over the data files. Texts are read, tokenised, measured and dropped; what stays of a row is its tokens as the model
-//! will read them, a key under which equal texts meet, and a few numbers.
+//! will read them, a key under which equal texts meet, and a few numbers. A row is here what a file has: of words with tags a
+//! sentence ([`sentences`]), of questions with answers a question ([`questions`]), however many windows it is cut into.
 
-use super::text;
+mod look;
+pub mod questions;
+pub mod sentences;
+
+use self::look::Texts;
+use self::questions::Questions;
+use self::sentences::Sentences;
 use crate::data::config::{DataConfig, EvalSource, TaskKind};
 use crate::data::label_sets::{self, LabelSets};
 use crate::data::labels::value;
 use crate::data::settings::{Files, OnBadRow};
+use crate::data::tagging::scheme::Scheme;
 use crate::data::tokenize::Tokenizer;
 use crate::data::{Dataset, Example, LabelMap, ReadOptions, Reader, Skipped, Targets, Tokens, split_fraction};
 use crate::error::{Error, Result};
-use crate::rng::splitmix;
-use rayon::prelude::*;
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -36,12 +42,13 @@ pub enum Label {
     /// Index into [`Scan::labels`].
     Name(u32),
     Value(f32),
+    /// The tags of a sentence or the answers to a question, as a number that equal ones share.
+    Alike(u32),
     /// Empty, or for regression not a finite number: training refuses it.
     Unusable,
 }
 
 /// What stays of the rows of one split.
-#[derive(Debug, Clone)]
 pub struct Split {
     /// `train`, `eval` (or `eval_` and the name of a set) or `test`.
     pub name: String,
@@ -50,8 +57,14 @@ pub struct Split {
     /// The files, and which of them each row is from.
     files: Vec<Arc<Path>>,
     file_of: Vec<u32>,
+    /// 1-based.
+    lines: Vec<u64>,
+    /// Of questions, which may all stand on one line; empty for others.
+    ids: Vec<String>,
     /// Rows that could not be read and were left out.
     pub skipped: Skipped,
+    /// Of each row what it is compared by.
+    pub tokens: Tokens,
     /// Tokens of each row before the cut, special ones included.
     pub lengths: Vec<u32>,
     /// How many of them are the unknown token.
@@ -59,18 +72,24 @@ pub struct Split {
     /// For rows with unknown tokens, their tokens with a hash of each unknown word in its place: rows that differ in such words
     /// alone are the same to the model, and yet no duplicates.
     told_apart: HashMap<u32, Box<[u32]>>,
-    /// See [`text::key`]; `None` for a row without text.
+    /// See [`super::text::key`]; `None` for a row without text.
     pub keys: Vec<Option<u128>>,
     pub labels: Vec<Label>,
     pub marks: Vec<Marks>,
+    /// The texts of the first row.
+    first: Option<(String, Option<String>)>,
     /// Whether all rows have the same first text, and the same second.
     pub constant_text: bool,
     pub constant_pair: bool,
+    /// Of words with tags.
+    pub sentences: Option<Sentences>,
+    /// Of questions.
+    pub questions: Option<Box<Questions>>,
 }
 
 /// What stays of all data of a run.
-#[derive(Debug)]
 pub struct Scan {
+    pub kind: TaskKind,
     /// `train`, then `eval` and `test` if there are any.
     pub splits: Vec<Split>,
     /// Label strings in the order in which they were met.
@@ -84,10 +103,14 @@ pub struct Scan {
     pub several: bool,
     /// Whether rows are pairs.
     pub pairs: bool,
+    /// The scheme that tags are to be in, as the config says.
+    pub scheme: Option<Scheme>,
     /// Tokens around every row, which are no words.
     pub special: Vec<u32>,
     /// How many of them a row has.
     pub frame: usize,
+    /// The token that stands for what the vocabulary does not have.
+    pub unknown: Option<u32>,
 }
 
 impl Scan {
@@ -103,32 +126,26 @@ impl Scan {
         checkpoint: Option<&[String]>,
         seed: u64,
     ) -> Result<Self> {
+        match task {
+            TaskKind::Tokens => return Self::of_sentences(data, tokenizer, checkpoint, seed),
+            TaskKind::Span => return Self::of_questions(data, tokenizer, seed),
+            TaskKind::Classification | TaskKind::Multilabel | TaskKind::Regression => {}
+        }
         let mut names = Names::default();
         // One bad row must not hide the others.
         let options = ReadOptions { on_bad_row: OnBadRow::Skip, ..data.read_options(task) };
-        let mut read = |name: String, files: &Files| {
+        let splits = read_splits(data, |name, files| {
             let mut reader = Reader::open_all(files.as_slice(), &options)?;
             let mut split = Split::empty(name, files.name());
             split.read(&mut reader, tokenizer, data.max_length, task, &mut names)?;
             reader.check_not_empty(split.len())?;
             split.skipped = reader.skipped().clone();
-            Ok::<_, Error>(split)
-        };
-        let train = read("train".into(), &data.train)?;
-        let mut others = vec![];
-        for (name, files) in data.eval_sets() {
-            others.push(read(name, files)?);
-        }
-        if let Some(files) = &data.test {
-            others.push(read("test".into(), files)?);
-        }
+            Ok(split)
+        })?;
         let labels = names.list;
         let classes = match task {
-            TaskKind::Regression => vec![],
-            TaskKind::Tokens | TaskKind::Span => {
-                return Err(Error::Failed("words with tags and answers are not scanned".into()));
-            }
-            TaskKind::Classification | TaskKind::Multilabel => classes(data, task, &train, &labels, checkpoint)?,
+            TaskKind::Classification | TaskKind::Multilabel => classes(data, task, &splits[0], &labels, checkpoint)?,
+            TaskKind::Regression | TaskKind::Tokens | TaskKind::Span => vec![],
         };
         let several = task == TaskKind::Multilabel;
         let classes_of = |map: &LabelMap, label: &String| match several {
@@ -139,27 +156,51 @@ impl Scan {
             Ok(map) => labels.iter().map(|label| classes_of(&map, label)).collect(),
             Err(_) => vec![None; labels.len()],
         };
-        let mut scan = Self {
-            splits: vec![train],
-            labels,
-            classes,
-            classes_of,
-            several,
-            pairs: data.text_pair.is_some(),
-            special: tokenizer.special_ids(),
-            frame: tokenizer.special_tokens_count(data.text_pair.is_some()),
-        };
-        scan.splits.extend(others);
+        let pairs = data.text_pair.is_some();
+        let mut scan = Self { splits, labels, classes, classes_of, several, ..Self::new_of(task, tokenizer, pairs) };
         for i in 0..scan.splits.len() {
             scan.splits[i].data.targets = scan.targets(&scan.splits[i]);
         }
-        if let Some(EvalSource::Fraction(share)) = &data.eval {
-            let (rows, eval_rows) = split_fraction(&scan.splits[0].data.targets, *share, seed)?;
-            let eval = scan.splits[0].subset("eval", &eval_rows);
-            scan.splits[0] = scan.splits[0].subset("train", &rows);
-            scan.splits.insert(1, eval);
-        }
+        scan.split_eval(data, seed)?;
         Ok(scan)
+    }
+
+    /// Without rows yet.
+    fn new_of(kind: TaskKind, tokenizer: &Tokenizer, pairs: bool) -> Self {
+        Self {
+            kind,
+            splits: vec![],
+            labels: vec![],
+            classes: vec![],
+            classes_of: vec![],
+            several: false,
+            pairs,
+            scheme: None,
+            special: tokenizer.special_ids(),
+            frame: tokenizer.special_tokens_count(pairs),
+            unknown: tokenizer.unknown_id(),
+        }
+    }
+
+    /// Takes the rows for `eval` out of `train` where `data.eval` is a share.
+    fn split_eval(&mut self, data: &DataConfig, seed: u64) -> Result<()> {
+        if let Some(EvalSource::Fraction(share)) = &data.eval {
+            let (rows, eval_rows) = split_fraction(&self.splits[0].data.targets, *share, seed)?;
+            let eval = self.splits[0].subset("eval", &eval_rows);
+            self.splits[0] = self.splits[0].subset("train", &rows);
+            self.splits.insert(1, eval);
+        }
+        Ok(())
+    }
+
+    /// The texts that the questions of each split are about, as rows.
+    pub fn contexts(&self) -> Option<Vec<&Split>> {
+        self.splits.iter().map(|split| Some(&split.questions.as_ref()?.contexts)).collect()
+    }
+
+    /// Whether a row has a class, or several.
+    pub fn has_classes(&self) -> bool {
+        matches!(self.kind, TaskKind::Classification | TaskKind::Multilabel)
     }
 
     /// The classes of a row; `None` for one that training refuses, and for regression.
@@ -180,8 +221,11 @@ impl Scan {
         }
     }
 
-    /// Rows of a split by class.
+    /// Rows of a split by class, or words by tag.
     pub fn class_counts(&self, split: &Split) -> Vec<usize> {
+        if let Some(sentences) = &split.sentences {
+            return sentences.class_counts(self.classes.len());
+        }
         let mut counts = vec![0; self.classes.len()];
         split.labels.iter().filter_map(|&l| self.classes_of(l)).flatten().for_each(|&c| counts[c as usize] += 1);
         counts
@@ -198,6 +242,18 @@ impl Scan {
             false => Targets::Class(classes.map(|of_row| of_row.first().copied().unwrap_or(0)).collect()),
         }
     }
+}
+
+/// What `read` makes of the files of each split, `train` first.
+fn read_splits(data: &DataConfig, mut read: impl FnMut(String, &Files) -> Result<Split>) -> Result<Vec<Split>> {
+    let mut splits = vec![read("train".into(), &data.train)?];
+    for (name, files) in data.eval_sets() {
+        splits.push(read(name, files)?);
+    }
+    if let Some(files) = &data.test {
+        splits.push(read("test".into(), files)?);
+    }
+    Ok(splits)
 }
 
 /// The classes as training numbers them. Labels that are all the same are one class here, which training refuses.
@@ -261,16 +317,14 @@ impl Split {
         names: &mut Names,
     ) -> Result<()> {
         let unknown = tokenizer.unknown_id();
-        let (mut first, mut parts): (Option<Example>, Vec<Tokens>) = (None, vec![]);
+        let mut parts = vec![];
         loop {
             let chunk = reader.by_ref().take(CHUNK_ROWS).collect::<Result<Vec<Example>>>()?;
-            let Some(row) = chunk.first() else {
-                self.data.tokens = Tokens::concat(parts);
+            if chunk.is_empty() {
+                self.tokens = Tokens::concat(parts);
+                self.data = Dataset { tokens: self.tokens.clone(), lines: self.lines.clone(), ..self.data.clone() };
                 return Ok(());
-            };
-            let first = first.get_or_insert_with(|| row.clone());
-            self.constant_text &= chunk.iter().all(|e| e.text == first.text);
-            self.constant_pair &= chunk.iter().all(|e| e.text_pair == first.text_pair);
+            }
             parts.push(self.add(&chunk, tokenizer, max_length, unknown)?);
             let label = |e: &Example| match (task, e.label.as_deref()) {
                 (TaskKind::Regression, Some(number)) => value(number).map_or(Label::Unusable, Label::Value),
@@ -284,25 +338,31 @@ impl Split {
 
     /// The file and line of a row.
     pub fn place(&self, row: usize) -> (&Path, u64) {
-        (&self.files[self.file_of[row] as usize], self.data.lines[row])
+        (&self.files[self.file_of[row] as usize], self.lines[row])
     }
 
     fn empty(name: String, file: PathBuf) -> Self {
         let tokens = Tokens::concat(vec![]);
         Self {
             name,
-            data: Dataset { tokens, targets: Targets::None, lines: vec![], file },
+            data: Dataset { tokens: tokens.clone(), targets: Targets::None, lines: vec![], file },
             files: vec![],
             file_of: vec![],
+            lines: vec![],
+            ids: vec![],
             skipped: Skipped::default(),
+            tokens,
             lengths: vec![],
             unknown: vec![],
             told_apart: HashMap::new(),
             keys: vec![],
             labels: vec![],
             marks: vec![],
+            first: None,
             constant_text: true,
             constant_pair: true,
+            sentences: None,
+            questions: None,
         }
     }
 
@@ -322,72 +382,61 @@ impl Split {
         for row in 0..cut.len() {
             // A row that lost nothing is whole.
             let ids = if cut.is_truncated(row) { whole.next().unwrap_or_default() } else { cut.row(row) };
-            self.lengths.push(ids.len() as u32);
-            self.unknown.push(ids.iter().filter(|&&id| Some(id) == unknown).count() as u32);
+            self.count(&ids, 0, unknown);
         }
-        let first_row = self.data.lines.len() as u32;
-        if let Some(unknown) = unknown {
-            let apart = (0..cut.len()).into_par_iter().map(|row| (row, cut.row(row)));
-            let apart = apart.filter(|(_, ids)| ids.contains(&unknown)).map(|(row, ids)| {
-                let types = cut.type_ids_of(row);
-                (first_row + row as u32, tell_apart(&rows[row], &ids, &types, unknown, tokenizer))
-            });
-            self.told_apart.par_extend(apart);
-        }
-        self.data.lines.extend(rows.iter().map(|e| e.line));
-        for row in rows {
-            // Rows of one file come one after the other.
-            if self.files.last() != Some(&row.file) {
-                self.files.push(row.file.clone());
-            }
-            self.file_of.push(self.files.len() as u32 - 1);
-        }
-        let read = rows.par_iter().map_init(String::new, |buffer, e| {
-            let pair = e.text_pair.as_deref();
-            let texts = || std::iter::once(e.text.as_str()).chain(pair);
-            let marks = Marks {
-                empty_text: e.text.trim().is_empty(),
-                empty_pair: pair.is_some_and(|p| p.trim().is_empty()),
-                mojibake: texts().any(|t| text::mojibake(t).is_some()),
-                html: texts().any(|t| text::html(t).is_some()),
-            };
-            (text::key(&e.text, pair, buffer), marks)
-        });
-        let read: Vec<_> = read.collect();
-        self.keys.extend(read.iter().map(|(key, _)| *key));
-        self.marks.extend(read.iter().map(|(_, marks)| *marks));
+        let texts: Vec<Texts> = rows.iter().map(Texts::of_row).collect();
+        self.look(&texts, &|row| (cut.row(row), cut.type_ids_of(row)), unknown, tokenizer);
         Ok(cut)
+    }
+
+    /// The id of a question.
+    pub fn id(&self, row: usize) -> Option<&str> {
+        self.ids.get(row).map(String::as_str)
     }
 
     /// Rows.
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.lines.len()
     }
 
     /// Never: a file without rows is an error.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.lines.is_empty()
     }
 
     /// The tokens of a row, unknown words told apart.
     pub fn words(&self, row: usize) -> Cow<'_, [u32]> {
         match self.told_apart.get(&(row as u32)) {
             Some(ids) => Cow::Borrowed(ids),
-            None => Cow::Owned(self.data.tokens.row(row)),
+            None => Cow::Owned(self.tokens.row(row)),
         }
     }
 
-    /// These rows as a split of their own.
-    fn subset(&self, name: &str, rows: &[usize]) -> Self {
-        fn pick<T: Copy>(from: &[T], rows: &[usize]) -> Vec<T> {
-            rows.iter().map(|&row| from[row]).collect()
+    /// The rows of `data` with these numbers as a split of their own.
+    fn subset(&self, name: &str, of_data: &[usize]) -> Self {
+        let data = self.data.subset(of_data);
+        let rows = match &data.targets {
+            Targets::Tags(tags) => tags.numbers(),
+            Targets::Spans(spans) => spans.numbers(),
+            _ => of_data.to_vec(),
+        };
+        self.pick(name.into(), data, &rows)
+    }
+
+    /// These rows in this order, and what training makes of them.
+    fn pick(&self, name: String, data: Dataset, rows: &[usize]) -> Self {
+        fn pick<T: Clone>(from: &[T], rows: &[usize]) -> Vec<T> {
+            rows.iter().map(|&row| from[row].clone()).collect()
         }
         Self {
-            name: name.into(),
-            data: self.data.subset(rows),
+            name,
+            data,
             files: self.files.clone(),
             file_of: pick(&self.file_of, rows),
+            lines: pick(&self.lines, rows),
+            ids: if self.ids.is_empty() { vec![] } else { pick(&self.ids, rows) },
             skipped: self.skipped.clone(),
+            tokens: self.tokens.subset(rows),
             lengths: pick(&self.lengths, rows),
             unknown: pick(&self.unknown, rows),
             told_apart: (rows.iter().zip(0..))
@@ -396,20 +445,11 @@ impl Split {
             keys: pick(&self.keys, rows),
             labels: pick(&self.labels, rows),
             marks: pick(&self.marks, rows),
+            first: self.first.clone(),
             constant_text: self.constant_text,
             constant_pair: self.constant_pair,
+            sentences: self.sentences.as_ref().map(|s| s.subset(rows)),
+            questions: self.questions.as_ref().map(|q| Box::new(q.subset(rows))),
         }
     }
-}
-
-/// A row's tokens with hashes for unknown words, which no vocabulary's ids reach.
-fn tell_apart(row: &Example, ids: &[u32], type_ids: &[u8], unknown: u32, tokenizer: &Tokenizer) -> Box<[u32]> {
-    let hash = |word: String| word.bytes().fold(0, |key, b| splitmix(key ^ u64::from(b))) as u32 | 1 << 31;
-    let words = |text: Option<&str>| tokenizer.unknown_words(text.unwrap_or_default()).into_iter().map(hash);
-    let mut of_texts = [words(Some(&row.text)), words(row.text_pair.as_deref())];
-    let own = |(&id, &text): (&u32, &u8)| match id == unknown {
-        true => of_texts[usize::from(text & 1)].next().unwrap_or(id),
-        false => id,
-    };
-    ids.iter().zip(type_ids).map(own).collect()
 }

@@ -1,6 +1,10 @@
 //! Data sets with planted faults: each is found with exactly the rows that were planted, and a sound set gives nothing.
 
+mod answers;
+mod tags;
+
 use super::findings::Options;
+use super::measures::Limits;
 use super::*;
 use crate::data::Tokenizer;
 use crate::data::config::{Column, DataConfig, EvalSource, TaskKind};
@@ -100,12 +104,16 @@ impl Planted {
     }
 }
 
+fn limits(max_length: usize) -> Limits {
+    Limits { max_length, max_answer_length: 30 }
+}
+
 fn scan(config: &DataConfig, task: TaskKind) -> (Scan, Vec<Measures>, Vec<Finding>) {
     let tokenizer = Tokenizer::load(MODEL).unwrap();
     let scan = Scan::new(config, task, &tokenizer, None, 42).unwrap();
-    let measures: Vec<_> = (0..scan.splits.len()).map(|i| Measures::new(&scan, i, config.max_length)).collect();
+    let measures: Vec<_> = (0..scan.splits.len()).map(|i| Measures::new(&scan, i, limits(config.max_length))).collect();
     let mut findings = find(&scan, &measures, Options { near: Some(0.8), examples: 5, positions: 512 });
-    excerpts(&mut findings, &config.read_options(TaskKind::Classification), &tokenizer);
+    excerpts(&mut findings, &Source::Rows(config.read_options(TaskKind::Classification)), &tokenizer);
     (scan, measures, findings)
 }
 
@@ -185,7 +193,7 @@ fn truncation_is_told_beyond_one_percent() {
     assert_eq!((found.len(), found[0].name, found[0].count), (1, Name::Truncation, 3));
     assert_eq!(found[0].examples[0].detail.as_deref(), Some("52 tokens"));
     assert_eq!(found[0].examples[0].at.line, 4);
-    let cut = &measures[0].truncation;
+    let cut = measures[0].truncation.as_ref().unwrap();
     assert_eq!((cut.rows, cut.tokens, cut.max_length_for_99_percent), (3, 1 + 2 + 32, 21));
     assert_eq!((measures[0].length.max, measures[0].length.p50), (52, 16));
 }

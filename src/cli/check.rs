@@ -7,11 +7,12 @@ use super::model::pretrained;
 use super::prepare::{check_max_length, check_metric};
 use super::ui::Ui;
 use crate::check::findings::Options;
+use crate::check::measures::Limits;
 use crate::check::scan::Split;
-use crate::check::{Finding, Measures, Name, Scan, excerpts, find};
+use crate::check::{Finding, Measures, Name, Scan, Source, excerpts, find};
 use crate::config::RunConfig;
 use crate::data::config::TaskKind;
-use crate::data::{Dataset, Tokenizer};
+use crate::data::{Dataset, Targets, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Model, Pretrained, Task};
 use crate::nn::workspace::Space;
@@ -36,6 +37,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 #[command(after_long_help = "Findings:
   bad-rows         rows that cannot be read, or have no label
+  bad-tags         sentences whose tags break data.tag_scheme, or, where it is not set, the scheme that most keep to
   bad-labels       rows whose label training refuses: no number, not in data.labels
   missing-labels   labels that only train has, or only eval or test
   leakage          rows of eval or test that are in train too, equal or nearly equal
@@ -43,18 +45,25 @@ use std::time::Duration;
                    apart than a tenth of the range of train
   duplicates       rows that equal an earlier row of their split
   near-duplicates  rows that nearly equal another row of their split
-  empty            rows without text; columns with one text or one label only
-  truncation       more than 1 % of the rows are longer than data.max_length
+  empty            rows without text; columns with one text or one label only; sentences that all have no entity
+  lost-words       tagged words of which the tokenizer makes no token
+  moved-answers    answers that do not stand where the file says, but at one other place
+  lost-answers     answers that no window of their context holds whole
+  long-answers     answers of more tokens than eval.max_answer_length, which are never predicted
+  inexact-answers  answers that begin or end within a token
+  truncation       more than 1 % of the rows are longer than data.max_length; sentences are cut into windows then
   unknown-tokens   more than 1 % of the tokens are unknown to the model
   mojibake         text that was read in a wrong encoding at some time, such as Ã© for é
   html             entities (&amp;) or tags (<br />) in the text
-  imbalance        the largest class has 10 times the rows of the smallest, or more
-  tiny-classes     classes with fewer than 10 rows in train
+  imbalance        the largest class has 10 times the rows of the smallest, or more; of tags: the entities of types
+  tiny-classes     classes with fewer than 10 rows in train, or types of entities with fewer than 10
 
 Equal means: after Unicode normalisation (NFC), without regard to case and to the amount of white space. Nearly equal
 means: the sets of words and of neighbouring words, as the model's tokens and cut at data.max_length, have a Jaccard
 similarity of --near or more. Candidates are found by MinHash, which misses less than 0.5 % of the pairs (more in a
 template's hundreds of variants, which are not all compared with each other), and compared exactly. A text of a pair counts together with the other.
+Of words with tags the rows are sentences, and entities are those that seqeval reads by default. Of questions, duplicates and
+conflicts are equal questions about equal texts; leakage and near duplicates are of the texts that they are about.
 
 Examples:
   Look before a long run:
@@ -96,19 +105,17 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
     let gates = gates(&args.fail_on)?;
     let near = near(&args.near)?;
     let config = RunConfig::load_for_run(&args.config, &args.set, None)?;
-    if let kind @ (TaskKind::Tokens | TaskKind::Span) = config.task.kind {
-        let message = format!("task.kind is \"{kind}\", which `check` does not look at in this version");
-        return Err(Error::input(message));
-    }
     let pretrained = pretrained(&config.model, globals, ui)?;
     check_max_length(&pretrained, config.data.max_length, "data.max_length")?;
     let tokenizer = Tokenizer::load(pretrained.dir())?;
     let checkpoint = pretrained.labels()?;
     let scan = Scan::new(&config.data, config.task.kind, &tokenizer, checkpoint.as_deref(), config.train.seed)?;
     let task = Task { kind: config.task.kind, labels: scan.classes.clone() };
-    let is_trainable = task.outputs() > 1 || scan.classes.is_empty();
+    let is_trainable = task.outputs() > 1 || task.kind == TaskKind::Regression;
+    let lacks = |split: &Split| matches!(&split.data.targets, Targets::Spans(spans) if spans.lacks_answers());
+    let decoding = config.eval.span_decoding(scan.splits.iter().filter(|s| s.name != "test").any(lacks));
     if is_trainable {
-        check_metric(&task, config.train.deciding().1, false)?;
+        check_metric(&task, config.train.deciding().1, decoding.null_threshold.is_some())?;
     }
     let encoder = pretrained.encoder_config();
     for split in &scan.splits {
@@ -121,11 +128,16 @@ pub fn run(args: &CheckArgs, globals: &Globals, ui: &mut Ui) -> Result<()> {
         true => None,
         false => Some(needs(&config, &pretrained, task, &scan, globals, ui)?),
     };
-    let measures: Vec<Measures> =
-        (0..scan.splits.len()).map(|split| Measures::new(&scan, split, config.data.max_length)).collect();
+    let limits = Limits { max_length: config.data.max_length, max_answer_length: decoding.max_answer_length };
+    let measures: Vec<Measures> = (0..scan.splits.len()).map(|split| Measures::new(&scan, split, limits)).collect();
     let mut findings =
         find(&scan, &measures, Options { near, examples: args.examples, positions: encoder.max_length() });
-    excerpts(&mut findings, &config.data.read_options(config.task.kind), &tokenizer);
+    let source = match config.task.kind {
+        TaskKind::Tokens => Source::Sentences(config.data.sentence_options()),
+        TaskKind::Span => Source::Questions(config.data.question_options()),
+        kind => Source::Rows(config.data.read_options(kind)),
+    };
+    excerpts(&mut findings, &source, &tokenizer);
     if ui.is_json() {
         ui.out_json(&json!({
             "event": "check",
@@ -185,15 +197,16 @@ fn needs(
 
 fn data_event(scan: &Scan, split: &Split) -> Event {
     let tokens = &split.data.tokens;
+    let counts = scan.class_counts(split);
     Event::Data {
         split: split_of(&split.name).0.into(),
         set: split_of(&split.name).1.map(String::from),
         file: split.data.file.display().to_string(),
-        rows: split.len(),
+        rows: split.data.len(),
         tokens: tokens.total(),
         longest: tokens.lengths().into_iter().max().unwrap_or(0),
         truncated: tokens.truncated(),
-        labels: scan.classes.iter().cloned().zip(scan.class_counts(split)).collect(),
+        labels: scan.classes.iter().cloned().zip(counts).collect(),
         skipped: split.skipped.clone(),
         cached: false,
     }

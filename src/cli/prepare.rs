@@ -7,6 +7,7 @@ pub use questions::load_questions;
 use super::model::interrupted;
 use crate::check;
 use crate::config::RunConfig;
+use crate::data::cache::entry::Kept;
 use crate::data::cache::{Cache, LEAST_BYTES, directory, sha256};
 use crate::data::config::{DataConfig, EvalSource, TaskKind};
 use crate::data::label_sets::{all_names, are_flags};
@@ -32,6 +33,7 @@ use crate::train::eval_config::EvalConfig;
 use crate::train::log::{Event, Phase, Progress, Reporter, split_of};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 /// Everything read and tokenised.
@@ -67,8 +69,7 @@ impl Prepared {
             TaskKind::Classification | TaskKind::Multilabel | TaskKind::Regression => {}
         }
         let (data, kind) = (&config.data, config.task.kind);
-        let cache = directory().filter(|_| data.cache).map(Cache::open);
-        let loader = Loader { cache, ..Loader::new(&pretrained, data.max_length) };
+        let loader = Loader::caching(&pretrained, data);
         // What is only learnt from needs no groups.
         let splits = matches!(data.eval, Some(EvalSource::Fraction(_)));
         let (mut contents, mut skipped) = (vec![], HashMap::new());
@@ -140,12 +141,17 @@ impl Prepared {
     /// The same for words with tags.
     fn of_sentences(config: &RunConfig, pretrained: Pretrained, reporter: &mut dyn Reporter) -> Result<Self> {
         let data = &config.data;
-        let tokenizer = Tokenizer::load(pretrained.dir())?;
+        let loader = Loader::caching(&pretrained, data);
+        let tokenizer = loader.tokenizer()?;
         let (frame, unknown) = (tokenizer.special_tokens_count(false), tokenizer.unknown_id());
-        let (options, mut skipped) = (data.sentence_options(), HashMap::new());
+        let (options, mut skipped, mut contents) = (data.sentence_options(), HashMap::new(), vec![]);
         let form = TagForm { scheme: data.tag_scheme, convert: data.convert_tags };
         let mut read = |split: &str, files: &Files| {
-            let loaded = load_sentences(files, &options, form, &data.rename_labels, &tokenizer, reporter)?;
+            let rename = &data.rename_labels;
+            let read = |reporter: &mut dyn Reporter| read_sentences(files, &options, form, rename, tokenizer, reporter);
+            let (loaded, sha256s) = loader.kept(files, &(&options, form, rename), reporter, read)?;
+            contents.extend(sha256s);
+            tell_empty(&loaded, files, reporter);
             skipped.insert(split.to_owned(), loaded.skipped.clone());
             Ok::<_, Error>(loaded)
         };
@@ -156,7 +162,7 @@ impl Prepared {
         };
         let encoder = pretrained.encoder_config();
         let finish = |loaded: &Sentences, files: &Files| {
-            let set = loaded.rows(&labels, &tokenizer, data.max_length, data.label_all_tokens, files)?;
+            let set = loaded.rows(&labels, tokenizer, data.max_length, data.label_all_tokens, files)?;
             set.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
             Ok::<_, Error>(set)
         };
@@ -190,19 +196,8 @@ impl Prepared {
         check_metric(&task, config.train.deciding().1, false)?;
         let weights = config.train.class_weights.as_ref();
         let class_weights = weights.map(|w| w.resolve(&task.labels, &train.targets)).transpose()?;
-        Ok(Self {
-            pretrained,
-            task,
-            train,
-            eval,
-            test,
-            class_weights,
-            spans: None,
-            contents: vec![],
-            skipped,
-            frame,
-            unknown,
-        })
+        drop(loader);
+        Ok(Self { pretrained, task, train, eval, test, class_weights, spans: None, contents, skipped, frame, unknown })
     }
 
     /// What is wrong with the data as far as it is cheap to know: the shorter form of `bertft check`.
@@ -210,8 +205,7 @@ impl Prepared {
         let splits: Vec<_> = self.splits().collect();
         let found = check::brief(&splits, &self.task.labels, self.frame, self.unknown);
         let hint = format!("bertft check --config {} lists the rows", config.display());
-        let looked_at = !matches!(self.task.kind, TaskKind::Tokens | TaskKind::Span);
-        let hint = (!found.is_empty() && looked_at).then_some(hint);
+        let hint = (!found.is_empty()).then_some(hint);
         found.into_iter().chain(hint).map(|message| Event::Warning { message }).collect()
     }
 
@@ -318,8 +312,21 @@ pub fn label_targets(kind: TaskKind, map: Option<&LabelMap>, labels: &Labels, pl
     }
 }
 
-/// Reads and tokenises words with tags.
+/// Reads and tokenises words with tags; tells of sentences that are left out.
 pub fn load_sentences(
+    files: &Files,
+    options: &SentenceOptions,
+    form: TagForm,
+    rename: &BTreeMap<String, String>,
+    tokenizer: &Tokenizer,
+    reporter: &mut dyn Reporter,
+) -> Result<Sentences> {
+    let loaded = read_sentences(files, options, form, rename, tokenizer, reporter)?;
+    tell_empty(&loaded, files, reporter);
+    Ok(loaded)
+}
+
+fn read_sentences(
     files: &Files,
     options: &SentenceOptions,
     form: TagForm,
@@ -331,7 +338,10 @@ pub fn load_sentences(
         report(reporter, sentences, None);
         interrupted(reporter)
     };
-    let loaded = tagging::load(files, options, form, rename, tokenizer, &mut progress)?;
+    tagging::load(files, options, form, rename, tokenizer, &mut progress)
+}
+
+fn tell_empty(loaded: &Sentences, files: &Files, reporter: &mut dyn Reporter) {
     if loaded.empty > 0 {
         let message = format!(
             "{}: {} sentences are left out, as the tokenizer makes nothing of their words",
@@ -340,7 +350,6 @@ pub fn load_sentences(
         );
         reporter.event(&Event::Warning { message });
     }
-    Ok(loaded)
 }
 
 /// Says what is wrong with a label, if anything.
@@ -351,7 +360,7 @@ pub struct Loader<'a> {
     pretrained: &'a Pretrained,
     max_length: usize,
     /// Where tokens are kept between runs.
-    pub cache: Option<Cache>,
+    cache: Option<Cache>,
     /// Read when there is something to tokenise.
     tokenizer: OnceCell<Tokenizer>,
 }
@@ -362,6 +371,12 @@ impl<'a> Loader<'a> {
         Self { pretrained, max_length, cache: None, tokenizer: OnceCell::new() }
     }
 
+    /// With the cache that a config allows.
+    pub fn caching(pretrained: &'a Pretrained, data: &DataConfig) -> Self {
+        let cache = directory().filter(|_| data.cache).map(Cache::open);
+        Self { cache, ..Self::new(pretrained, data.max_length) }
+    }
+
     /// The rows of labelled files, from the cache if it has them, and the SHA-256 of the files if they were computed.
     pub fn load(
         &self,
@@ -370,8 +385,26 @@ impl<'a> Loader<'a> {
         labels: &Rule<'_>,
         reporter: &mut dyn Reporter,
     ) -> Result<(Loaded, Vec<(PathBuf, Sha)>)> {
+        let depends_on = (options, self.max_length);
+        let read = |reporter: &mut dyn Reporter| self.read(files, options, labels, reporter);
+        let (loaded, contents) = self.kept(files, &depends_on, reporter, read)?;
+        if loaded.tokens.cached() {
+            loaded.labels.map(&loaded.places, labels)?;
+        }
+        Ok((loaded, contents))
+    }
+
+    /// What `read` makes of some files, from the cache if it has it, and the SHA-256 of the files if they were computed. `options`
+    /// are all that it depends on, beside the files and the tokenizer.
+    pub fn kept<T: Kept>(
+        &self,
+        files: &Files,
+        options: &dyn Debug,
+        reporter: &mut dyn Reporter,
+        read: impl FnOnce(&mut dyn Reporter) -> Result<T>,
+    ) -> Result<(T, Vec<(PathBuf, Sha)>)> {
         let Some(cache) = self.cache.as_ref().filter(|_| worth_keeping(files)) else {
-            return Ok((self.read(files, options, labels, reporter)?, vec![]));
+            return Ok((read(reporter)?, vec![]));
         };
         let mut contents = vec![];
         for file in files.iter() {
@@ -381,14 +414,11 @@ impl<'a> Loader<'a> {
         let (file, mut tokenizer) = Tokenizer::json(self.pretrained.dir())?;
         tokenizer.extend(file.file_name().unwrap_or_default().as_encoded_bytes());
         let tokenizer = sha256(&tokenizer);
-        let key = Cache::key(&contents, options, &tokenizer, self.max_length);
+        let key = Cache::key(&contents, options, &tokenizer);
         let loaded = match cache.get(&key, files.as_slice()) {
-            Some(loaded) => {
-                loaded.labels.map(&loaded.places, labels)?;
-                loaded
-            }
+            Some(loaded) => loaded,
             None => {
-                let loaded = self.read(files, options, labels, reporter)?;
+                let loaded = read(reporter)?;
                 if contents.iter().all(|(file, content)| content.is_current(file))
                     && let Err(e) = cache.put(&key, &loaded)
                 {

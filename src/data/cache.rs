@@ -3,10 +3,14 @@
 //! An entry is a file named by what it was made from: the contents of a split's data files in their order (and their
 //! names, which decide the format), how they were read, `tokenizer.json`, the maximum length and the version of this
 //! program. It is written under another name and renamed, so runs beside each other and runs that were killed leave whole entries or none; its
-//! SHA-256 is compared when it is opened, and one that is damaged is removed and made again. The SHA-256 of a data file
+//! SHA-256 is compared when it is opened, and one that is damaged is removed and made again. What can be kept ([`entry::Kept`]) are
+//! rows, sentences with tags and questions. The SHA-256 of a data file
 //! is remembered with the file's place, size, inode and times, and computed anew when one of them is another; a file
 //! that was changed within the last two seconds is not remembered, as a second change might not move its times.
 
+pub mod entry;
+
+use std::fmt::Debug;
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -20,11 +24,8 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::labels::Labels;
-use super::load::Loaded;
-use super::places::{Places, names_of};
-use super::tokens::{Array, Arrays, Ids, Sha, Tokens, digest};
-use super::{ReadOptions, Skipped};
+use self::entry::{Kept, Mapped, write_entry};
+use super::tokens::Sha;
 use crate::error::{Error, Result};
 
 /// Smaller data files are read again in less time than it takes to notice.
@@ -38,11 +39,8 @@ const MOST_BYTES: u64 = 20 << 30;
 /// How long ago a file must have been changed for its times to tell the next change.
 const SETTLED: Duration = Duration::from_secs(2);
 
-const MAGIC: &[u8; 8] = b"bertftok";
 /// To be raised when entries of the same version of the program would be made otherwise.
-const FORMAT: u32 = 2;
-/// Sections begin at multiples of this, as their numbers need it.
-const ALIGN: usize = 64;
+const FORMAT: u32 = 3;
 
 /// `$BERTFT_CACHE`, else `$XDG_CACHE_HOME/bertft`, else `~/.cache/bertft`; `None` where none of the variables is set.
 pub fn directory() -> Option<PathBuf> {
@@ -73,35 +71,6 @@ struct Remembered {
     path: PathBuf,
     stamp: Stamp,
     sha256: Sha,
-}
-
-/// What stands before an entry's sections.
-#[derive(Serialize, Deserialize)]
-struct Header {
-    key: String,
-    little_endian: bool,
-    /// Bytes of an id.
-    id_bytes: usize,
-    sections: [u64; SECTIONS],
-    /// SHA-256 of the sections of the tokens, and of the others.
-    tokens: Sha,
-    others: Sha,
-}
-
-/// Those of the tokens, the lines of the rows, the codes of their labels and slices, and [`Rest`].
-const SECTIONS: usize = 9;
-
-/// What is small, as the last section.
-#[derive(Serialize, Deserialize)]
-struct Rest {
-    /// As messages named them then: their contents may have moved.
-    files: Vec<String>,
-    /// As [`Places`] has them.
-    ends: Vec<u64>,
-    labels: Vec<String>,
-    slices: Option<Vec<String>>,
-    skipped: Skipped,
-    unused_renames: Vec<String>,
 }
 
 impl Stamp {
@@ -148,8 +117,9 @@ impl Cache {
         cache
     }
 
-    /// The name of the entry for files with these contents, read in this order.
-    pub fn key(files: &[(PathBuf, Content)], options: &ReadOptions, tokenizer: &Sha, max_length: usize) -> String {
+    /// The name of the entry for files with these contents, read in this order; `options` are all that what is made of them depends
+    /// on beside the tokenizer.
+    pub fn key(files: &[(PathBuf, Content)], options: &dyn Debug, tokenizer: &Sha) -> String {
         let mut hash = Sha256::new();
         let mut add = |part: &[u8]| {
             hash.update((part.len() as u64).to_le_bytes());
@@ -157,7 +127,7 @@ impl Cache {
         };
         add(format!("{FORMAT} {}", env!("CARGO_PKG_VERSION")).as_bytes());
         // All options, those that are added later too.
-        add(format!("{options:?} {max_length}").as_bytes());
+        add(format!("{options:?}").as_bytes());
         add(tokenizer);
         for (file, content) in files {
             add(file.file_name().unwrap_or_default().as_bytes());
@@ -190,12 +160,13 @@ impl Cache {
 
     /// The entry of that name, mapped, for files that are now these; `None` if there is none or it is damaged, which
     /// removes it.
-    pub fn get(&self, key: &str, files: &[PathBuf]) -> Option<Loaded> {
+    pub fn get<T: Kept>(&self, key: &str, files: &[PathBuf]) -> Option<T> {
         let path = self.entry(key);
         let file = File::open(&path).ok()?;
         // SAFETY: the map is read-only, and an entry is never written again under its name: it is replaced or removed as
         // a whole, which leaves this map as it is.
-        let loaded = unsafe { Mmap::map(&file) }.ok().and_then(|map| parse(Arc::new(map), key, files));
+        let loaded =
+            unsafe { Mmap::map(&file) }.ok().and_then(|map| T::restore(&Mapped::parse(Arc::new(map), key)?, files));
         match loaded {
             Some(_) => touch(&path),
             None => drop(std::fs::remove_file(&path)),
@@ -207,47 +178,9 @@ impl Cache {
     ///
     /// # Errors
     /// Where that cannot be done, as on a full disk.
-    pub fn put(&self, key: &str, loaded: &Loaded) -> io::Result<()> {
-        let rest = serde_json::to_vec(&Rest {
-            files: loaded.places.files.iter().map(|f| f.display().to_string()).collect(),
-            ends: loaded.places.ends.clone(),
-            labels: loaded.labels.names.clone(),
-            slices: loaded.slices.as_ref().map(|s| s.names.clone()),
-            skipped: loaded.skipped.clone(),
-            unused_renames: loaded.unused_renames.clone(),
-        })?;
-        let slices = loaded.slices.as_ref().map_or(&[][..], |s| &s.codes);
-        let others = [
-            bytemuck::cast_slice(&loaded.places.lines),
-            bytemuck::cast_slice(&loaded.labels.codes),
-            bytemuck::cast_slice(slices),
-            &rest[..],
-        ];
-        let arrays = loaded.tokens.arrays();
-        let sections = [&arrays.sections()[..], &others].concat();
-        let mut lengths = [0; SECTIONS];
-        lengths.iter_mut().zip(&sections).for_each(|(length, section)| *length = section.len() as u64);
-        let header = serde_json::to_vec(&Header {
-            key: key.into(),
-            little_endian: cfg!(target_endian = "little"),
-            id_bytes: if matches!(arrays.ids, Ids::Narrow(_)) { 2 } else { 4 },
-            sections: lengths,
-            tokens: loaded.tokens.digest(),
-            others: digest(&others),
-        })?;
-        write_whole(&self.entry(key), |to| {
-            to.write_all(MAGIC)?;
-            to.write_all(&(header.len() as u64).to_le_bytes())?;
-            let mut at = MAGIC.len() + 8;
-            for part in [&header[..]].iter().chain(&sections) {
-                to.write_all(part)?;
-                at += part.len();
-                let padding = at.next_multiple_of(ALIGN) - at;
-                to.write_all(&[0; ALIGN][..padding])?;
-                at += padding;
-            }
-            Ok(())
-        })?;
+    pub fn put<T: Kept>(&self, key: &str, made: &T) -> io::Result<()> {
+        let groups = made.groups()?;
+        write_whole(&self.entry(key), |to| write_entry(to, key, &groups))?;
         self.clean(SystemTime::now(), MOST_BYTES);
         Ok(())
     }
@@ -292,77 +225,6 @@ pub fn sha256(bytes: &[u8]) -> Sha {
 
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// The mapped entry, or `None` if it is not whole.
-fn parse(map: Arc<Mmap>, key: &str, files: &[PathBuf]) -> Option<Loaded> {
-    let start = MAGIC.len() + 8;
-    let length = map.get(..start)?.strip_prefix(MAGIC)?;
-    let length = usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok()?;
-    let end = start.checked_add(length)?;
-    let header: Header = serde_json::from_slice(map.get(start..end)?).ok()?;
-    if header.key != key || header.little_endian != cfg!(target_endian = "little") {
-        return None;
-    }
-    let (mut at, mut ranges) = (end.checked_next_multiple_of(ALIGN)?, vec![]);
-    for length in header.sections {
-        let end = at.checked_add(usize::try_from(length).ok()?)?;
-        map.get(at..end)?;
-        ranges.push(at..end);
-        at = end.checked_next_multiple_of(ALIGN)?;
-    }
-    let sections: Vec<&[u8]> = ranges.iter().map(|range| &map[range.clone()]).collect();
-    if map.len() != at || digest(&sections[..5]) != header.tokens || digest(&sections[5..]) != header.others {
-        return None;
-    }
-    let arrays = Arrays {
-        ids: match header.id_bytes {
-            2 => Ids::Narrow(Array::mapped(&map, ranges[0].clone())?),
-            4 => Ids::Wide(Array::mapped(&map, ranges[0].clone())?),
-            _ => return None,
-        },
-        type_ids: Array::mapped(&map, ranges[1].clone())?,
-        offsets: Array::mapped(&map, ranges[2].clone())?,
-        truncated: Array::mapped(&map, ranges[3].clone())?,
-        seen: Array::mapped(&map, ranges[4].clone())?,
-    };
-    let column = |names: Vec<String>, section: usize| {
-        Some(Labels { names, codes: Array::mapped(&map, ranges[section].clone())? })
-    };
-    let mut rest: Rest = serde_json::from_slice(sections[8]).ok()?;
-    let names = names_of(files);
-    rest.rename_skipped(&names);
-    let loaded = Loaded {
-        places: Places { files: names, ends: rest.ends, lines: Array::mapped(&map, ranges[5].clone())? },
-        labels: column(rest.labels, 6)?,
-        slices: match rest.slices {
-            Some(names) => Some(column(names, 7)?),
-            None => None,
-        },
-        skipped: rest.skipped,
-        unused_renames: rest.unused_renames,
-        tokens: Tokens::new(arrays, header.tokens),
-    };
-    let rows = loaded.places.len();
-    let fits = |c: &Labels| c.codes.len() == rows && c.codes.iter().all(|&code| (code as usize) < c.names.len());
-    let fit = loaded.tokens.arrays().fit()
-        && loaded.tokens.len() == rows
-        && loaded.places.fit()
-        && fits(&loaded.labels)
-        && loaded.slices.as_ref().is_none_or(fits);
-    fit.then_some(loaded)
-}
-
-impl Rest {
-    /// Calls the files of skipped rows what they are called now.
-    fn rename_skipped(&mut self, files: &[PathBuf]) {
-        for row in &mut self.skipped.first {
-            let index = self.files.iter().position(|f| *f == row.file);
-            if let Some(now) = index.and_then(|i| files.get(i)) {
-                row.file = now.display().to_string();
-            }
-        }
-    }
 }
 
 /// Writes a file under another name beside it and renames it.

@@ -55,6 +55,18 @@ impl Places {
         }
     }
 
+    /// The index of the file of that name: that of the last row, or of a later one. The last row's where there is none.
+    pub(super) fn file_from(&self, name: &Path) -> usize {
+        let last = self.ends.len().saturating_sub(1);
+        let found = self.files.iter().skip(last).position(|file| file == name);
+        last + found.unwrap_or(0)
+    }
+
+    /// The name of the file with this index.
+    pub(super) fn name(&self, file: usize) -> &Path {
+        self.files.get(file).map_or(Path::new(""), PathBuf::as_path)
+    }
+
     /// Adds a row of the file with this index, which is that of the last row or a later one.
     pub(super) fn push(&mut self, file: u32, line: u64) {
         let file = file as usize;

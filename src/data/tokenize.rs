@@ -237,7 +237,7 @@ impl Tokenizer {
 
     /// # Errors
     /// When `max_length` leaves no room for text.
-    pub(in crate::data) fn check_max_length(&self, max_length: usize, pair: bool) -> Result<()> {
+    pub fn check_max_length(&self, max_length: usize, pair: bool) -> Result<()> {
         let special = self.special_tokens_count(pair);
         if max_length > special {
             return Ok(());

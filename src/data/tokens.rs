@@ -19,6 +19,8 @@ pub struct Tokens {
     /// The rows of `arrays` that these are; all of them when `None`.
     rows: Option<Arc<[usize]>>,
     digest: Arc<OnceLock<Sha>>,
+    /// Whether they were made of what the cache had.
+    made_from_cache: bool,
 }
 
 /// What [`Tokens`] share. Row `i` is `offsets[i]..offsets[i + 1]` of `ids` and, unless all type ids are 0, of `type_ids`.
@@ -114,7 +116,7 @@ impl Arrays {
 
     pub fn finish(mut self, seen: Seen) -> Tokens {
         self.seen = Array::Owned(seen.0);
-        Tokens { arrays: Arc::new(self), rows: None, digest: Arc::default() }
+        Tokens { arrays: Arc::new(self), rows: None, digest: Arc::default(), made_from_cache: false }
     }
 
     fn len(&self) -> usize {
@@ -145,7 +147,8 @@ impl Arrays {
 impl Tokens {
     /// Arrays of a finished file, with their digest if it is known.
     pub(super) fn new(arrays: Arrays, digest: Sha) -> Self {
-        Self { arrays: Arc::new(arrays), rows: None, digest: Arc::new(OnceLock::from(digest)) }
+        let digest = Arc::new(OnceLock::from(digest));
+        Self { arrays: Arc::new(arrays), rows: None, digest, made_from_cache: true }
     }
 
     /// Rows of (ids, type ids, truncated); ids and type ids are of one length.
@@ -172,9 +175,14 @@ impl Tokens {
         &self.arrays
     }
 
-    /// Whether they lie in a file of the cache.
+    /// Whether they lie in a file of the cache, or were made of what does.
     pub fn cached(&self) -> bool {
-        matches!(self.arrays.offsets, Array::Mapped(..))
+        self.made_from_cache
+    }
+
+    /// Says whether they were made of what the cache had.
+    pub(super) fn made_from_cache(self, is: bool) -> Self {
+        Self { made_from_cache: is, ..self }
     }
 
     /// Rows.

@@ -3,7 +3,7 @@
 use super::super::ui::{count, duration};
 use super::Memory;
 use crate::check::findings::{Finding, Listed, percent};
-use crate::check::measures::{Bin, Measures};
+use crate::check::measures::{Answers, Bin, Entities, Lengths, Measures, Tags, Truncation, Windows};
 use crate::config::RunConfig;
 use crate::train::timing::Timing;
 use std::path::Path;
@@ -47,13 +47,13 @@ impl Report {
 
     /// Rows a class, as a table.
     fn classes(&self, measures: &[Measures]) -> String {
-        let Some(train) = &measures[0].labels else { return String::new() };
-        let mut order: Vec<usize> = (0..train.counts.len()).collect();
-        order.sort_by_key(|&c| std::cmp::Reverse(train.counts[c].1));
+        let Some(Table { heading, names, counts, totals }) = table(measures) else { return String::new() };
+        let mut order: Vec<usize> = (0..names.len()).collect();
+        order.sort_by_key(|&c| std::cmp::Reverse(counts[0][c]));
         let skipped = order.len().saturating_sub(MOST_CLASSES);
-        let names = self.width.min(120) - 16 - 18 * measures.len();
-        let widest = train.counts.iter().map(|(name, _)| name.width()).max().unwrap_or(0).clamp(22, names);
-        let mut out = format!("\n{}", pad("label", widest));
+        let room = self.width.min(120).saturating_sub(16 + 18 * measures.len()).max(22);
+        let widest = names.iter().map(|name| name.width()).max().unwrap_or(0).clamp(22, room);
+        let mut out = format!("\n{}", pad(heading, widest));
         measures.iter().for_each(|m| out += &format!("{:>18}", m.split));
         out += "\n";
         for (i, &class) in order.iter().enumerate() {
@@ -63,10 +63,10 @@ impl Report {
             if skipped > 0 && (MOST_CLASSES / 2..MOST_CLASSES / 2 + skipped).contains(&i) {
                 continue;
             }
-            out += &pad(&cut(&train.counts[class].0, widest), widest);
-            for m in measures {
-                let rows = m.labels.as_ref().map_or(0, |l| l.counts[class].1);
-                out += &format!("{rows:>9} {:>8}", percent(rows as f64 / m.rows as f64));
+            out += &pad(&cut(&names[class], widest), widest);
+            for (counts, total) in counts.iter().zip(&totals) {
+                let rows = counts[class];
+                out += &format!("{rows:>9} {:>8}", percent(rows as f64 / (*total).max(1) as f64));
             }
             out += "\n";
         }
@@ -77,14 +77,15 @@ impl Report {
         let bins = &train.length.histogram;
         let most = bins.iter().map(|b| b.rows).max().unwrap_or(1).max(1);
         let room = self.width.min(100) - 40;
-        let max_length = train.truncation.max_length;
+        let max_length = train.max_length();
+        let cut = if train.windows.is_some() { " in windows" } else { " cut" };
         let mut out = format!("\nlengths of {} in tokens (data.max_length = {max_length})\n", train.split);
         let numbers = bins.last().map_or(1, |b| b.to.to_string().len());
         for &Bin { from, to, rows } in bins {
             let filled = (rows * room).div_ceil(most);
             let bar = if self.terminal { "█" } else { "#" }.repeat(filled);
             let share = percent(rows as f64 / train.rows as f64);
-            let cut = if from as usize > max_length { " cut" } else { "" };
+            let cut = if from as usize > max_length { cut } else { "" };
             out += &format!("  {from:>numbers$}–{to:<numbers$} {rows:>9} {share:>8}  {bar}{cut}\n");
         }
         out
@@ -112,7 +113,10 @@ impl Report {
         if let Some(other) = &listed.other {
             let name = other.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
             let other = match &listed.at.file {
-                file if *file == other.file => format!("line {}", other.line),
+                file if *file == other.file => match &other.id {
+                    Some(id) => id.clone(),
+                    None => format!("line {}", other.line),
+                },
                 file if file.parent() == other.file.parent() => format!("{name}:{}", other.line),
                 _ => other.to_string(),
             };
@@ -152,15 +156,128 @@ impl Report {
     }
 }
 
+/// Names, and how many there are of each.
+type Counts = Vec<(String, usize)>;
+
+/// Counts by name: of labels, or of types of entities.
+struct Table {
+    heading: &'static str,
+    names: Vec<String>,
+    /// By split and name.
+    counts: Vec<Vec<usize>>,
+    /// By split: of which the counts are shares.
+    totals: Vec<usize>,
+}
+
+fn table(measures: &[Measures]) -> Option<Table> {
+    let of_pairs = |heading, pairs: &dyn Fn(&Measures) -> Option<Counts>, totals: Vec<usize>| {
+        let pairs: Vec<Vec<(String, usize)>> = measures.iter().map(pairs).collect::<Option<_>>()?;
+        let mut names: Vec<String> = vec![];
+        for (name, _) in pairs.iter().flatten() {
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        let count =
+            |pairs: &Vec<(String, usize)>, name: &String| pairs.iter().find(|p| p.0 == *name).map_or(0, |p| p.1);
+        let counts = pairs.iter().map(|pairs| names.iter().map(|name| count(pairs, name)).collect()).collect();
+        Some(Table { heading, names, counts, totals })
+    };
+    let tags = |m: &Measures| m.tags.clone();
+    let entities = |m: &Measures| tags(m).and_then(|t| t.entities);
+    match &measures[0].tags {
+        Some(Tags { entities: Some(_), .. }) => {
+            let pairs = |m: &Measures| Some(entities(m)?.types.into_iter().map(|t| (t.name, t.entities)).collect());
+            of_pairs("entities", &pairs, measures.iter().map(|m| entities(m).map_or(0, |e| e.count)).collect())
+        }
+        Some(_) => {
+            let words = measures.iter().map(|m| tags(m).map_or(0, |t| t.words)).collect();
+            of_pairs("words", &|m| Some(tags(m)?.counts), words)
+        }
+        None => {
+            let rows = measures.iter().map(|m| m.rows).collect();
+            of_pairs("label", &|m| Some(m.labels.clone()?.counts), rows)
+        }
+    }
+}
+
+/// Of words with tags.
+fn tag_figures(tags: &Tags, measures: &[Measures]) -> String {
+    let row = |name: &str, cell: &dyn Fn(&Measures) -> String| row(measures, name, cell);
+    let of = |m: &Measures, f: &dyn Fn(&Tags) -> String| m.tags.as_ref().map_or_else(String::new, f);
+    let mut out = row("words", &|m| of(m, &|t| t.words.to_string()));
+    out += &row("words a sentence", &|m| of(m, &|t| format!("{:.1}", t.words_per_sentence.mean)));
+    out += &row("        longest", &|m| of(m, &|t| t.words_per_sentence.max.to_string()));
+    out += &row("accuracy of a constant", &|m| of(m, &|t| format!("{:.4}", t.majority_accuracy)));
+    out += &format!("  (always \"{}\")\n", cut(&tags.majority, 40));
+    out += &row("words without tokens", &|m| of(m, &|t| t.words_without_tokens.to_string()));
+    out += &row("unknown words", &|m| {
+        of(m, &|t| with_share(t.unknown_words as u64, t.unknown_words as f64 / t.words.max(1) as f64))
+    });
+    if tags.entities.is_none() {
+        return out;
+    }
+    let of =
+        |m: &Measures, f: &dyn Fn(&Entities) -> String| of(m, &|t| t.entities.as_ref().map_or_else(String::new, f));
+    out += &row("entities", &|m| of(m, &|e| e.count.to_string()));
+    out += &row("words outside (O)", &|m| of(m, &|e| percent(e.outside_share)));
+    out += &row("sentences without any", &|m| {
+        of(m, &|e| with_share(e.sentences_without as u64, e.sentences_without as f64 / m.rows.max(1) as f64))
+    });
+    if measures.len() > 1 {
+        out += &row("entities known from train", &|m| {
+            of(m, &|e| {
+                e.seen_in_train.map_or_else(String::new, |n| with_share(n as u64, n as f64 / e.count.max(1) as f64))
+            })
+        });
+    }
+    out += &row("scheme, as it looks", &|m| of(m, &|e| e.scheme.guessed.unwrap_or("none").to_owned()));
+    if let Some(name) = tags.entities.as_ref().and_then(|e| e.scheme.configured) {
+        out += &row(&format!("sentences in {name}"), &|m| {
+            of(m, &|e| e.scheme.sentences.get(name).map_or_else(String::new, usize::to_string))
+        });
+    }
+    out
+}
+
+/// Of questions with answers.
+fn answer_figures(measures: &[Measures]) -> String {
+    let row = |name: &str, cell: &dyn Fn(&Measures) -> String| row(measures, name, cell);
+    let of = |m: &Measures, f: &dyn Fn(&Answers) -> String| m.answers.as_ref().map_or_else(String::new, f);
+    let share = |m: &Measures, f: fn(&Answers) -> usize| {
+        of(m, &|a| with_share(f(a) as u64, f(a) as f64 / m.rows.max(1) as f64))
+    };
+    let lengths = |m: &Measures, f: fn(&Answers) -> &Lengths| {
+        of(m, &|a| format!("{:.0} / {} / {}", f(a).mean, f(a).p99, f(a).max))
+    };
+    let mut out = row("contexts", &|m| of(m, &|a| a.contexts.to_string()));
+    out += &row("without answer", &|m| share(m, |a| a.without_answer));
+    out += &row("answers found elsewhere", &|m| of(m, &|a| a.moved.to_string()));
+    out += &row("answers in no window", &|m| share(m, |a| a.lost));
+    out += &row("answers within tokens", &|m| share(m, |a| a.inexact));
+    let most = measures[0].answers.as_ref().map_or(0, |a| a.max_answer_length);
+    out += &row(&format!("answers over {most} tokens"), &|m| share(m, |a| a.too_long));
+    out += "tokens: mean / 99 % / longest\n";
+    out += &row("        of questions", &|m| lengths(m, |a| &a.question_length));
+    out += &row("        of contexts", &|m| lengths(m, |a| &a.context_length));
+    out + &row("        of answers", &|m| lengths(m, |a| &a.answer_length))
+}
+
 /// The table of figures: a column a split.
 fn figures(measures: &[Measures]) -> String {
-    let row = |name: &str, cell: &dyn Fn(&Measures) -> String| {
-        let cells: String = measures.iter().map(|m| format!("{:>18}", cell(m))).collect();
-        format!("{name:<26}{cells}\n")
-    };
+    let row = |name: &str, cell: &dyn Fn(&Measures) -> String| row(measures, name, cell);
     let mut out = row("", &|m| m.split.clone());
-    out += &row("rows", &|m| m.rows.to_string());
-    if measures[0].labels.is_some() {
+    let rows = match &measures[0] {
+        Measures { tags: Some(_), .. } => "sentences",
+        Measures { answers: Some(_), .. } => "questions",
+        _ => "rows",
+    };
+    out += &row(rows, &|m| m.rows.to_string());
+    if let Some(tags) = &measures[0].tags {
+        out += &tag_figures(tags, measures);
+    } else if measures[0].answers.is_some() {
+        out += &answer_figures(measures);
+    } else if measures[0].labels.is_some() {
         let labels = |m: &Measures| m.labels.clone().map(|l| (l.counts, l.imbalance, l.majority_accuracy));
         out += &row("labels", &|m| {
             labels(m).map_or_else(String::new, |(counts, ..)| counts.iter().filter(|c| c.1 > 0).count().to_string())
@@ -184,13 +301,30 @@ fn figures(measures: &[Measures]) -> String {
     out += &row("        95 %", &|m| m.length.p95.to_string());
     out += &row("        99 %", &|m| m.length.p99.to_string());
     out += &row("        longest", &|m| m.length.max.to_string());
-    out += &row("rows cut at max_length", &|m| {
-        with_share(m.truncation.rows as u64, m.truncation.rows as f64 / m.rows as f64)
-    });
-    out += &row("tokens lost by that", &|m| with_share(m.truncation.tokens, m.truncation.token_share));
-    out += &row("max_length for 99 % whole", &|m| m.truncation.max_length_for_99_percent.to_string());
+    let truncation =
+        |m: &Measures, of: &dyn Fn(&Truncation) -> String| m.truncation.as_ref().map_or_else(String::new, of);
+    let windows = |m: &Measures, of: &dyn Fn(&Windows) -> String| m.windows.as_ref().map_or_else(String::new, of);
+    if measures[0].truncation.is_some() {
+        out += &row("rows cut at max_length", &|m| {
+            truncation(m, &|cut| with_share(cut.rows as u64, cut.rows as f64 / m.rows as f64))
+        });
+        out += &row("tokens lost by that", &|m| truncation(m, &|cut| with_share(cut.tokens, cut.token_share)));
+        out += &row("max_length for 99 % whole", &|m| truncation(m, &|cut| cut.max_length_for_99_percent.to_string()));
+    } else {
+        out += &row("longer than max_length", &|m| {
+            windows(m, &|cut| with_share(cut.rows as u64, cut.rows as f64 / m.rows as f64))
+        });
+        out += &row("windows of all", &|m| windows(m, &|cut| cut.windows.to_string()));
+        out += &row("max_length for 99 % whole", &|m| windows(m, &|cut| cut.max_length_for_99_percent.to_string()));
+    }
     out += &row("unknown tokens", &|m| with_share(m.unknown.tokens, m.unknown.share));
     out
+}
+
+/// A line of that table.
+fn row(measures: &[Measures], name: &str, cell: &dyn Fn(&Measures) -> String) -> String {
+    let cells: String = measures.iter().map(|m| format!("{:>18}", cell(m))).collect();
+    format!("{name:<26}{cells}\n")
 }
 
 fn with_share(n: u64, share: f64) -> String {

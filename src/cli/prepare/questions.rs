@@ -1,6 +1,6 @@
 //! What training on questions needs.
 
-use super::{Prepared, check_metric, report};
+use super::{Loader, Prepared, check_metric, report};
 use crate::cli::model::interrupted;
 use crate::config::RunConfig;
 use crate::data::config::{DOC_STRIDE, EvalSource};
@@ -22,15 +22,20 @@ impl Prepared {
         reporter: &mut dyn Reporter,
     ) -> Result<Self> {
         let data = &config.data;
-        let tokenizer = Tokenizer::load(pretrained.dir())?;
+        let loader = Loader::caching(&pretrained, data);
+        let tokenizer = loader.tokenizer()?;
         let (frame, unknown) = (tokenizer.special_tokens_count(true), tokenizer.unknown_id());
-        let (options, mut skipped) = (data.question_options(), HashMap::new());
+        let (options, mut skipped, mut contents) = (data.question_options(), HashMap::new(), vec![]);
         let stride = data.doc_stride.unwrap_or(DOC_STRIDE);
         let encoder = pretrained.encoder_config();
         let mut read = |split: &str, files: &Files| {
-            let loaded = load_questions(files, &options, &tokenizer, data.max_length, reporter)?;
+            let read =
+                |reporter: &mut dyn Reporter| read_questions(files, &options, tokenizer, data.max_length, reporter);
+            let (loaded, sha256s) = loader.kept(files, &(&options, data.max_length), reporter, read)?;
+            contents.extend(sha256s);
+            tell_repaired(&loaded, files, reporter);
             skipped.insert(split.to_owned(), loaded.skipped.clone());
-            let set = loaded.rows(&tokenizer, stride, files);
+            let set = loaded.rows(tokenizer, stride, files);
             set.tokens.check_ids(encoder.embedding.vocab, encoder.type_ids())?;
             Ok::<_, Error>(set)
         };
@@ -58,6 +63,7 @@ impl Prepared {
         let (eval, test) = (eval.into_iter().map(decoded).collect(), test.map(decoded));
         let task = Task { kind: config.task.kind, labels: vec![] };
         check_metric(&task, config.train.deciding().1, decoding.null_threshold.is_some())?;
+        drop(loader);
         Ok(Self {
             pretrained,
             task,
@@ -66,7 +72,7 @@ impl Prepared {
             test,
             class_weights: None,
             spans: Some(decoding),
-            contents: vec![],
+            contents,
             skipped,
             frame,
             unknown,
@@ -82,14 +88,28 @@ pub fn load_questions(
     max_length: usize,
     reporter: &mut dyn Reporter,
 ) -> Result<Loaded> {
+    let loaded = read_questions(files, options, tokenizer, max_length, reporter)?;
+    tell_repaired(&loaded, files, reporter);
+    Ok(loaded)
+}
+
+fn read_questions(
+    files: &Files,
+    options: &QuestionOptions,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    reporter: &mut dyn Reporter,
+) -> Result<Loaded> {
     let mut progress = |questions: u64| {
         report(reporter, questions, None);
         interrupted(reporter)
     };
-    let loaded = span::load(files, options, tokenizer, max_length, &mut progress)?;
+    span::load(files, options, tokenizer, max_length, &mut progress)
+}
+
+fn tell_repaired(loaded: &Loaded, files: &Files, reporter: &mut dyn Reporter) {
     if let Some(repaired) = loaded.repaired.describe() {
         let message = format!("{}: {repaired}", files.name().display());
         reporter.event(&Event::Warning { message });
     }
-    Ok(loaded)
 }

@@ -1,8 +1,14 @@
+mod kept;
+
+use super::entry::ALIGN;
 use super::*;
 use crate::data::config::{Column, Format};
-use crate::data::load::{Watch, load};
+use crate::data::labels::Labels;
+use crate::data::load::{Loaded, Watch, load};
+use crate::data::places::Places;
 use crate::data::settings::{Columns, Encoding, Files, OnBadRow};
-use crate::data::{Tokenizer, tokens};
+use crate::data::tokens::Array;
+use crate::data::{ReadOptions, Skipped, Tokenizer, tokens};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/bert-tiny-4l-128h");
 
@@ -103,12 +109,12 @@ fn an_entry_names_the_files_that_its_rows_now_stand_in() {
     let cache = world.cache();
     assert_eq!((world.loaded.skipped.rows, &world.loaded.unused_renames[..]), (2, &["l9".to_owned()][..]));
     cache.put("key", &world.loaded).unwrap();
-    let found = cache.get("key", &["x/train.csv", "y/more.csv"].map(PathBuf::from)).unwrap();
+    let found = cache.get::<Loaded>("key", &["x/train.csv", "y/more.csv"].map(PathBuf::from)).unwrap();
     assert_eq!(found.places.error(300, "no").to_string(), "y/more.csv:2: no");
     let skipped: Vec<_> = found.skipped.first.iter().map(|row| (row.file.as_str(), row.line)).collect();
     assert_eq!(skipped, [("x/train.csv", Some(302)), ("y/more.csv", Some(302))]);
     // A list too short for it is another entry's.
-    assert!(cache.get("key", &["x/train.csv".into()]).is_none());
+    assert!(cache.get::<Loaded>("key", &["x/train.csv".into()]).is_none());
 }
 
 #[test]
@@ -159,7 +165,7 @@ fn the_key_changes_with_whatever_the_tokens_depend_on() {
     let content = Content::read(&world.file, &mut || Ok(())).unwrap();
     let key = |files: &[(&str, &Content)], options: &ReadOptions, tokenizer: &[u8], max_length| {
         let files: Vec<_> = files.iter().map(|(file, content)| (PathBuf::from(file), (*content).clone())).collect();
-        Cache::key(&files, options, &Sha256::digest(tokenizer).into(), max_length)
+        Cache::key(&files, &(options, max_length), &Sha256::digest(tokenizer).into())
     };
     let mut bytes = std::fs::read(&world.file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

@@ -80,7 +80,7 @@ impl Skipped {
     ///
     /// # Errors
     /// What is wrong with it, if rows are not to be skipped.
-    pub(super) fn skip(&mut self, error: Error, on_bad_row: OnBadRow) -> Result<()> {
+    pub fn skip(&mut self, error: Error, on_bad_row: OnBadRow) -> Result<()> {
         if on_bad_row == OnBadRow::Error {
             return Err(error);
         }

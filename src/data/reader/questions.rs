@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -51,7 +51,7 @@ impl Default for QuestionOptions {
 }
 
 /// Answers that were not at the place that the file gives, but at one other.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Repaired {
     pub answers: u64,
     /// The ids of the first ten questions with such.

@@ -1,12 +1,15 @@
 //! Files of questions to tokens and places of answers.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::rows::{Asked, Context, Questions, SpanRow, SpanRows, answer_in, windows};
 use super::{Answer, Question};
+use crate::data::places::names_of;
 use crate::data::reader::Skipped;
 use crate::data::reader::questions::{QuestionOptions, QuestionReader, Repaired};
 use crate::data::settings::{Files, OnBadRow};
@@ -14,28 +17,32 @@ use crate::data::{Dataset, Targets, Tokenizer, Tokens};
 use crate::error::{Error, Result};
 
 /// Questions that are held as text at a time.
-const CHUNK: usize = 1024;
+pub const CHUNK: usize = 1024;
 
 /// The questions of some files, tokenised.
 #[derive(Default)]
 pub struct Loaded {
-    asked: Vec<Encoded>,
-    questions: Questions,
+    pub(super) asked: Vec<Encoded>,
+    pub(super) questions: Questions,
     /// Token ids of each context.
-    contexts: Vec<Vec<u32>>,
-    index: HashMap<Arc<str>, u32>,
+    pub(super) contexts: Vec<Vec<u32>>,
+    pub(super) index: HashMap<Arc<str>, u32>,
     /// Of a row, in tokens.
-    max_length: usize,
+    pub(super) max_length: usize,
+    /// As messages name them.
+    pub(super) files: Vec<PathBuf>,
+    /// Whether it comes from the cache.
+    pub(super) cached: bool,
     pub skipped: Skipped,
     pub repaired: Repaired,
 }
 
 /// A question's tokens.
-struct Encoded {
-    ids: Vec<u32>,
+pub(super) struct Encoded {
+    pub ids: Vec<u32>,
     /// First character and past the last of the answer to learn.
-    answer: Option<(usize, usize)>,
-    line: u64,
+    pub answer: Option<(usize, usize)>,
+    pub line: u64,
 }
 
 /// Reads and tokenises questions with their answers, for rows of at most `max_length` tokens; `progress` is told how many there are so far, and an error from it ends
@@ -51,14 +58,14 @@ pub fn load(
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Loaded> {
     let mut reader = QuestionReader::open(files.as_slice(), options)?;
-    let mut loaded = Loaded { max_length, ..Loaded::default() };
+    let mut loaded = Loaded { files: names_of(files.as_slice()), ..Loaded::new(max_length) };
     let mut bad = Skipped::default();
     loop {
         let chunk = reader.by_ref().take(CHUNK).collect::<Result<Vec<Question>>>()?;
         if chunk.is_empty() {
             break;
         }
-        loaded.add(chunk, tokenizer, &mut |_, error| bad.skip(error, options.on_bad_row))?;
+        loaded.add(chunk, tokenizer, &mut |_, error| bad.skip(error, options.on_bad_row), &mut |_, _, _| {})?;
         progress(loaded.asked.len() as u64)?;
     }
     loaded.skipped = reader.skipped().clone();
@@ -90,7 +97,7 @@ pub fn unanswered(
     (max_length, stride): (usize, usize),
     on_bad_row: OnBadRow,
 ) -> Unanswered {
-    let mut loaded = Loaded { max_length, ..Loaded::default() };
+    let mut loaded = Loaded::new(max_length);
     let (mut skipped, mut left_out) = (Skipped::default(), HashSet::new());
     let file = questions.first().map(|q| q.file.to_path_buf()).unwrap_or_default();
     let mut bad = |question: &Question, error| {
@@ -98,17 +105,27 @@ pub fn unanswered(
         left_out.insert(question.row);
         Ok(())
     };
-    let failed = loaded.add(questions, tokenizer, &mut bad).err();
+    let failed = loaded.add(questions, tokenizer, &mut bad, &mut |_, _, _| {}).err();
     Unanswered { data: loaded.rows(tokenizer, stride, &Files::from(file)), left_out, skipped, failed }
 }
 
 impl Loaded {
-    /// Adds questions; `bad` says what becomes of one that leaves less than [`LEAST_ROOM`] tokens of a row to its context.
-    fn add(
+    /// Of no questions yet, for rows of at most `max_length` tokens.
+    pub fn new(max_length: usize) -> Self {
+        Self { max_length, ..Self::default() }
+    }
+
+    /// Adds questions; `bad` says what becomes of one that leaves less than [`LEAST_ROOM`] tokens of a row to its context. `seen` is
+    /// shown the others with the number of their context and their tokens.
+    ///
+    /// # Errors
+    /// What `bad` returns; a tokenizer that fails.
+    pub fn add(
         &mut self,
         chunk: Vec<Question>,
         tokenizer: &Tokenizer,
         bad: &mut dyn FnMut(&Question, Error) -> Result<()>,
+        seen: &mut dyn FnMut(&Question, u32, &[u32]),
     ) -> Result<()> {
         let mut new: Vec<&Question> = vec![];
         let mut numbers = Vec::with_capacity(chunk.len());
@@ -150,12 +167,26 @@ impl Loaded {
                 bad(&question, failed(&question, message))?;
                 continue;
             }
+            seen(&question, context, &ids);
             let answer = question.answers.first().map(|answer: &Answer| (answer.start, answer.end()));
             self.asked.push(Encoded { ids, answer, line: question.line });
             let answers = question.answers.into_iter().map(|answer| answer.text).collect();
             self.questions.asked.push(Asked { id: question.id, context, answers });
         }
         Ok(())
+    }
+
+    /// Token ids of a context, without special ones.
+    pub fn context_ids(&self, context: u32) -> &[u32] {
+        &self.contexts[context as usize]
+    }
+
+    /// The tokens of a context that an answer begins and ends in, and the text that they stand for; `None` where it has no tokens.
+    pub fn covered(&self, context: u32, answer: &Answer) -> Option<(Range<usize>, &str)> {
+        let Context { text: _, offsets } = &self.questions.contexts[context as usize];
+        let [first, last] = answer_in(&(0..offsets.len()), offsets, (answer.start, answer.end()))?;
+        let (start, end) = (offsets.get(first)?.0 as usize, offsets.get(last)?.1 as usize);
+        Some((first..last + 1, self.questions.contexts[context as usize].excerpt(start, end)))
     }
 
     /// Tokens of a row that a question leaves to its context.
@@ -195,8 +226,9 @@ impl Loaded {
                 lines.push(question.line);
             }
         }
+        let tokens = Tokens::from_rows(tokens).made_from_cache(self.cached);
         let targets = Targets::Spans(SpanRows::new(rows, self.questions));
-        Dataset { tokens: Tokens::from_rows(tokens), targets, lines, file: files.name() }
+        Dataset { tokens, targets, lines, file: files.name() }
     }
 }
 

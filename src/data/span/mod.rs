@@ -5,10 +5,11 @@
 //! [`Loaded::rows`] pairs them: `[CLS] question [SEP] context [SEP]`. A context that is too long is cut into windows that
 //! share `doc_stride` tokens, a row each. A window without the answer has both places at `[CLS]`.
 
+mod kept;
 mod load;
 mod rows;
 
-pub use load::{Loaded, Unanswered, load, unanswered};
+pub use load::{CHUNK, Loaded, Unanswered, load, unanswered};
 pub use rows::{Asked, Context, Questions, SpanRow, SpanRows};
 
 use serde_json::Value;

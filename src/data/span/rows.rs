@@ -105,6 +105,12 @@ impl SpanRows {
         found
     }
 
+    /// The number of each question that there is, in the order of their first rows.
+    pub fn numbers(&self) -> Vec<usize> {
+        let first = |rows: &Vec<usize>| self.rows[self.index[rows[0]] as usize].question as usize;
+        self.by_question().iter().map(first).collect()
+    }
+
     /// Whether a question of these rows has no answer.
     pub fn lacks_answers(&self) -> bool {
         self.iter().any(|row| self.questions.asked[row.question as usize].answers.is_empty())

@@ -4,12 +4,13 @@
 //! windows that overlap. Each word belongs to one window, the one in which it has more text around it: there it is learnt and
 //! predicted, and in the other it is context only. So every word is predicted once, and counts once.
 
+mod kept;
 mod load;
 mod rows;
 pub mod scheme;
 pub mod words;
 
-pub use load::{Loaded, TagForm, load, unlabelled};
+pub use load::{CHUNK, Gathering, Loaded, TagForm, load, renamed, unlabelled, why_wrong};
 pub use rows::{TagRow, TagRows};
 
 use serde_json::Value;

@@ -62,6 +62,11 @@ impl TagRows {
         self.iter().flat_map(|row| row.labels.iter().map(|&(_, label)| label))
     }
 
+    /// The number of each sentence that there is, in the order of their first rows.
+    pub fn numbers(&self) -> Vec<usize> {
+        self.sentences().iter().map(|rows| self.row(rows[0]).sentence as usize).collect()
+    }
+
     /// The rows of each sentence that there is, in the order of their first ones.
     pub fn sentences(&self) -> Vec<Vec<usize>> {
         let mut found: Vec<Vec<usize>> = vec![];
