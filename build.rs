@@ -17,13 +17,14 @@ fn main() {
     if has("CUDA") { compile_for_devices(&out) } else { compile_for_the_emulator(&out) }
 }
 
-/// Code for compute capability 9.0 and portable PTX of 8.0 in one file, which the driver chooses from.
+/// Code for compute capability 8.0 (for 8.6 and 8.9 too) and 9.0, and portable PTX of 8.0, in one file, which the driver chooses
+/// from.
 fn compile_for_devices(out: &Path) {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
     let nvcc: PathBuf = std::env::var_os("CUDA_HOME").map_or("nvcc".into(), |home| Path::new(&home).join("bin/nvcc"));
     let mut command = Command::new(&nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17"]);
-    command.args(["-gencode", "arch=compute_80,code=compute_80", "-gencode", "arch=compute_90,code=sm_90"]);
+    command.args(["-gencode", "arch=compute_80,code=[sm_80,compute_80]", "-gencode", "arch=compute_90,code=sm_90"]);
     command.arg("-o").arg(out.join("kernels.fatbin")).arg("src/ops/gpu/all.cu");
     run(command, HINT);
     println!("cargo::rustc-env=BERTFT_CUDA_VERSION={}", version(&nvcc));

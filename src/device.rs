@@ -81,6 +81,8 @@ fn cuda(gpu: usize) -> Result<Device, String> {
     check().map_err(|why| why.to_string())?;
     let device = Device::new_cuda_with_stream(gpu).map_err(|e| e.to_string())?;
     let cuda = device.as_cuda_device().map_err(|e| e.to_string())?;
+    // Kept to the end of the process: behind a fault of the GPU its libraries refuse to be closed, and cudarc then panics.
+    std::mem::forget(cuda.clone());
     // SAFETY: `device` has one stream and gives out no other.
     unsafe { cuda.disable_event_tracking() };
     if cuda.cuda_stream().context().has_async_alloc() {

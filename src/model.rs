@@ -20,6 +20,8 @@ use crate::heads::{Objective, SequenceHead};
 use crate::nn::params::{Layout, Params, Spec};
 use crate::nn::workspace::Space;
 use crate::ops::dropout::Dropout;
+use crate::ops::index::Index;
+use crate::ops::rows::add_rows;
 use crate::rng::PassKey;
 use candle_core::{DType, Tensor};
 
@@ -66,12 +68,6 @@ pub struct TrainingPlan {
     pub weight_decay: f64,
     /// Whether activations are computed again instead of kept.
     pub recompute: bool,
-}
-
-/// Places of tokens as a tensor on the device of `like`.
-fn index(places: Vec<u32>, like: &Tensor) -> Result<Tensor> {
-    let n = places.len();
-    Ok(Tensor::from_vec(places, n, like.device())?)
 }
 
 /// An encoder with a head for whole rows or for tokens.
@@ -154,7 +150,7 @@ impl Model {
         let read = self.read();
         let mut hidden = self.encoder.forward(&self.params, batch, read, None, false)?;
         if self.task.kind == TaskKind::Tokens {
-            hidden = hidden.index_select(&index(batch.word_starts(), &hidden)?, 0)?;
+            hidden = hidden.index_select(Index::new(&batch.word_starts(), hidden.device())?.tensor(), 0)?;
         }
         self.head.logits(&self.params, &hidden.to_dtype(DType::F32)?)
     }
@@ -197,9 +193,9 @@ impl Model {
         let passed = twice.as_ref().unwrap_or(batch);
         let hidden = self.encoder.forward(&self.params, passed, read, key, true)?;
         let (places, labels) = passed.labelled().unzip();
-        let places = places.map(|places| index(places, &hidden)).transpose()?;
+        let places = places.map(|places| Index::new(&places, hidden.device())).transpose()?;
         let read_of = match &places {
-            Some(places) => &hidden.index_select(places, 0)?,
+            Some(places) => &hidden.index_select(places.tensor(), 0)?,
             None => &hidden,
         };
         let rates = self.encoder.config().head(self.task.kind).0.dropout;
@@ -214,7 +210,11 @@ impl Model {
         let grad = self.head.backward(&self.params, &pass, &(loss * scale)?, accumulate)?;
         let grad = match &places {
             // Each token is there once, so that this only puts them in their places.
-            Some(places) => Tensor::zeros(hidden.shape(), DType::F32, hidden.device())?.index_add(places, &grad, 0)?,
+            Some(places) => {
+                let of_all = Tensor::zeros(hidden.shape(), DType::F32, hidden.device())?;
+                add_rows(&of_all, &grad, places)?;
+                of_all
+            }
             None => grad,
         };
         let grad = grad.to_dtype(hidden.dtype())?;

@@ -86,7 +86,8 @@ fn the_loss_curve_follows_f32() {
             let window: Vec<_> = rows.chunks(rows.len().div_ceil(2)).map(|rows| data.batch(rows)).collect();
             let [exact, rounded] = [0, 1].map(|i: usize| {
                 let passed = gradients(&mut models[i], &window, &config, step).unwrap();
-                update(&models[i], passed.grad_norm, &config, step).unwrap();
+                update(&models[i], &passed, &config, step).unwrap();
+                let passed = passed.read().unwrap();
                 passed.loss_sum / passed.rows as f64
             });
             if step == 0 {

@@ -39,7 +39,7 @@ fn frozen_modules_stay_and_the_others_learn_as_before() {
         for (step, m) in [&mut free, &mut model].into_iter().enumerate() {
             let passed = gradients(m, std::slice::from_ref(&batch), &config, 0).unwrap();
             assert_eq!(m.unreached().unwrap(), Vec::<String>::new(), "{modules:?} {step}");
-            update(m, passed.grad_norm, &config, 0).unwrap();
+            update(m, &passed, &config, 0).unwrap();
         }
         let squares: f64 = model.params.trained().map(|s| model.params.grad_square(s).unwrap()).sum();
         assert!((squares.sqrt() / model.params.grad_norm().unwrap() - 1.0).abs() < 1e-6, "{modules:?}");

@@ -190,7 +190,7 @@ fn weighted_and_focal_losses() {
             let Variant { class_weights, label_smoothing, focal_gamma, .. } = v;
             config.objective = Objective { label_smoothing, class_weights, focal_gamma, r_drop: 0.0 };
             let what = format!("{case}, variant {i}");
-            let passed = gradients(&mut model, &window, &config, 0).unwrap();
+            let passed = gradients(&mut model, &window, &config, 0).unwrap().read().unwrap();
             let loss = passed.loss_sum / passed.divisor;
             assert!((loss - v.loss).abs() <= 1e-6, "{what}: loss {loss}, expected {}", v.loss);
             let ours = grads(&model);
@@ -239,7 +239,8 @@ fn follow(case: &str, curve: &Curve) -> [BTreeMap<String, Vec<f32>>; 2] {
     for (i, expected) in curve.steps.iter().enumerate() {
         let window: Vec<Batch> = expected.rows.iter().map(|rows| data.batch(rows)).collect();
         let passed = gradients(&mut model, &window, &config, i as u64).unwrap();
-        let rate = update(&model, passed.grad_norm, &config, i as u64).unwrap();
+        let rate = update(&model, &passed, &config, i as u64).unwrap();
+        let passed = passed.read().unwrap();
         let loss = passed.loss_sum / passed.divisor;
         let what = format!("{case} {}, step {i}", curve.optimizer.lr_scheduler_type);
         assert!((loss - expected.loss).abs() <= 1e-4, "{what}: loss {loss}, expected {}", expected.loss);
@@ -359,7 +360,7 @@ fn a_saved_directory_gives_the_same_logits_bit_for_bit() {
         let config = json::<Curve>(case, "curve_linear.json").config();
         for step in 5..8 {
             let passed = gradients(&mut model, &[data.batch(&[0, 3, 4])], &config, step).unwrap();
-            update(&model, passed.grad_norm, &config, step).unwrap();
+            update(&model, &passed, &config, step).unwrap();
         }
         // Twice: the second replaces the first.
         save(&trainable(&source), &dir, &source);

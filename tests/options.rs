@@ -98,7 +98,8 @@ fn curves_are_those_of_pytorch() {
         for (i, expected) in curve.steps.iter().enumerate() {
             let window: Vec<Batch> = expected.rows.iter().map(|rows| data.batch(rows)).collect();
             let passed = gradients(&mut model, &window, &config, i as u64).unwrap();
-            update(&model, passed.grad_norm, &config, i as u64).unwrap();
+            update(&model, &passed, &config, i as u64).unwrap();
+            let passed = passed.read().unwrap();
             let loss = passed.loss_sum / passed.divisor;
             assert!((loss - expected.loss).abs() <= 1e-4, "{name}, step {i}: {loss} {}", expected.loss);
             let off = (passed.grad_norm / expected.grad_norm - 1.0).abs();
@@ -193,8 +194,8 @@ fn steps(model: &mut Model, config: &TrainConfig, steps: std::ops::Range<u64>) -
     let config = StepConfig::new(config, 10);
     let step = |step: u64| {
         let passed = gradients(model, &window(step), &config, step).unwrap();
-        update(model, passed.grad_norm, &config, step).unwrap();
-        passed.loss_sum
+        update(model, &passed, &config, step).unwrap();
+        passed.read().unwrap().loss_sum
     };
     steps.map(step).collect()
 }

@@ -42,7 +42,8 @@ fn step(table: &Table) -> Result<()> {
     let (w, g, m, v) = (vector(1)?, vector(2)?, zeros()?, zeros()?);
     let (mut w0, g0, mut m0, mut v0) = (values(n, 1), values(n, 2), vec![0f32; n], vec![0f32; n]);
     let scalars =
-        AdamWStep { learning_rate: 1e-5, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1000, grad_scale: 0.5 };
+        AdamWStep { learning_rate: 1e-5, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1000, max_grad_norm: 1.0 };
+    let squares = sum_squares(&g, std::slice::from_ref(&(0..n)))?;
     let segments = [Segment::new(0..n, 0.01)];
     let work = Work::Bytes { read: 16 * n, written: 12 * n, span: 16 * n };
     let row = Row { op: "adamw", shape: format!("[{n}]"), dtype: DType::F32, work };
@@ -56,7 +57,7 @@ fn step(table: &Table) -> Result<()> {
         black_box((&mut w0, &mut m0, &mut v0));
         Ok(())
     };
-    table.row(row, reference, || adamw(&w, &m, &v, &g, scalars, &segments))
+    table.row(row, reference, || adamw(&w, &m, &v, (&g, &squares), scalars, &segments))
 }
 
 fn norm(table: &Table) -> Result<()> {

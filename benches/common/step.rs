@@ -107,7 +107,7 @@ impl Training {
     /// One step on one batch.
     pub fn step(&mut self, batch: &Batch) -> Result<()> {
         let window = gradients(&mut self.model, std::slice::from_ref(batch), &self.config, self.step)?;
-        update(&self.model, window.grad_norm, &self.config, self.step)?;
+        update(&self.model, &window, &self.config, self.step)?;
         self.step += 1;
         Ok(())
     }

@@ -146,8 +146,9 @@ pub fn this_program_is_for() -> Option<u32> {
 fn made_for(program: &[u8]) -> Option<u32> {
     memchr::memmem::find_iter(program, MARK).find_map(|at| {
         let rest = &program[at + MARK.len()..];
-        let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-        std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()
+        // The text alone is in the program too, and whatever the linker put behind it.
+        let end = rest.iter().position(|b| !b.is_ascii_digit()).filter(|&end| rest[end] == 0)?;
+        std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
     })
 }
 
@@ -159,9 +160,11 @@ fn libraries(program: &[u8]) -> Vec<String> {
     let mut names = vec![];
     for stem in STEMS {
         for at in memchr::memmem::find_iter(program, stem) {
-            let digits = program[at + stem.len()..].iter().take_while(|b| b.is_ascii_digit()).count();
+            let rest = &program[at + stem.len()..];
+            let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
             let name = String::from_utf8_lossy(&program[at..at + stem.len() + digits]).into_owned();
-            if digits > 0 && !names.contains(&name) {
+            // A name ends in a zero; the stems above are in the program too, with anything behind them.
+            if digits > 0 && rest.get(digits) == Some(&0) && !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -290,7 +293,7 @@ mod tests {
 
     #[test]
     fn libraries_are_found_by_name_and_version() {
-        let program = b"\0libcublas.so.13\0libcudart.so.13\0libcublas.so\0libcublas.so.13\0libcurand.so.10";
+        let program = b"\0libcublas.so.13\0libcudart.so.13\0libcublas.so\0libcublas.so.13\0libcurand.so.10\0libnvrtc.so.9 other text\0libnvrtc.so.1";
         assert_eq!(libraries(program), ["libcudart.so.13", "libcublas.so.13", "libcurand.so.10"]);
         assert_eq!(libraries(b""), [""; 0]);
     }
@@ -325,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_program_says_what_it_was_made_for() {
-        let program = format!("\0{MARK}\0rodata {MARK}13010\0");
+        let program = format!("\0{MARK}7 other text \0rodata {MARK}13010\0");
         assert_eq!(made_for(program.as_bytes()), Some(13010));
         assert_eq!(made_for(format!("{MARK}of any version").as_bytes()), None);
     }

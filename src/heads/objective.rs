@@ -2,6 +2,7 @@
 
 use crate::data::{LabelSets, Targets};
 use crate::error::Result;
+use crate::ops::to_device;
 use candle_core::{D, Device, Tensor};
 
 /// How the loss of labelled rows is weighted. The default is plain cross-entropy.
@@ -67,7 +68,7 @@ impl Objective {
     /// Σ over rows of the loss of `logits: [rows, labels]` against any number of classes a row, with autograd.
     pub(super) fn binary_sum(&self, logits: &Tensor, sets: &LabelSets) -> Result<Tensor> {
         let (device, labels) = (logits.device(), logits.dim(1)?);
-        let truth = Tensor::from_vec(sets.dense(labels), logits.shape(), device)?;
+        let truth = to_device(&sets.dense(labels), logits.shape(), device)?;
         // −log σ(z) = max(−z, 0) + log(1 + e^−|z|), and −log(1 − σ(z)) is z more: no exponential overflows.
         let tail = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
         let of_present = (logits.neg()?.relu()? + &tail)?;
@@ -90,7 +91,7 @@ impl Objective {
     fn cross_entropy_sum(&self, log_p: &Tensor, classes: &[u32]) -> Result<Tensor> {
         let device = log_p.device();
         let (rows, labels) = log_p.dims2()?;
-        let of_target = log_p.gather(&Tensor::from_slice(classes, (rows, 1), device)?, 1)?; // [rows, 1]
+        let of_target = log_p.gather(&to_device(classes, (rows, 1), device)?, 1)?; // [rows, 1]
         let mut losses = of_target.neg()?;
         if self.focal_gamma > 0.0 {
             let rest = (1.0 - of_target.exp()?)?.maximum(LEAST_REST)?;

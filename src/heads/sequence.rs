@@ -120,7 +120,7 @@ impl SequenceHead {
                 if objective.r_drop > 0.0 {
                     lengths = lengths.repeat(2);
                 }
-                Ok((objective.sum(&span::by_row(logits, &lengths)?, &places)? * 0.5)?)
+                span::loss_by_row(logits, &lengths, |scores| Ok((objective.sum(scores, &places)? * 0.5)?))
             }
             (TaskKind::Regression, Targets::Value(values)) => {
                 let wanted = Tensor::from_slice(values, (values.len(), 1), logits.device())?;

@@ -3,14 +3,37 @@
 
 use crate::data::SpanRows;
 use crate::data::span::{Context, SpanRow};
-use crate::error::Result;
-use candle_core::Tensor;
+use crate::error::{Error, Result};
+use crate::ops::to_device;
+use candle_core::{Tensor, Var};
 
 /// What a place beyond a row's end scores: as good as never.
 const NEVER: f32 = -1e9;
 
+/// A `loss` of the scores by row ([`by_row`]) as one of `logits: [tokens, 2]`, with autograd. On the way back autograd ends at
+/// the scores by row and the rest is picked: candle's own way back from picked rows has one thread a column on a GPU.
+pub(super) fn loss_by_row(
+    logits: &Tensor,
+    lengths: &[u32],
+    loss: impl FnOnce(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let scores = Var::from_tensor(&by_row(&logits.detach(), lengths)?)?;
+    let loss = loss(scores.as_tensor())?;
+    let Some(grad) = loss.backward()?.remove(&scores) else {
+        return Err(Error::Failed("the loss does not depend on the scores".into()));
+    };
+    let longest = grad.dim(1)?;
+    let places = (0u32..).zip(lengths).flat_map(|(row, &len)| (0..len).map(move |i| row * longest as u32 + i));
+    let places = places.collect::<Vec<_>>();
+    let places = to_device(&places, places.len(), grad.device())?;
+    let by_token = grad.reshape((lengths.len(), 2, longest))?.transpose(1, 2)?.contiguous()?.reshape(((), 2))?;
+    // Adds nothing, with the gradient that was worked out.
+    let slope = (logits * by_token.index_select(&places, 0)?)?.sum_all()?;
+    Ok((loss.detach() + (&slope - slope.detach())?)?)
+}
+
 /// `logits: [tokens, 2]` of rows end to end as `[2·rows, longest]`: of each row the scores to begin, then those to end.
-pub(super) fn by_row(logits: &Tensor, lengths: &[u32]) -> Result<Tensor> {
+fn by_row(logits: &Tensor, lengths: &[u32]) -> Result<Tensor> {
     let device = logits.device();
     let longest = lengths.iter().max().copied().unwrap_or(0);
     let tokens = lengths.iter().sum::<u32>();
@@ -22,7 +45,7 @@ pub(super) fn by_row(logits: &Tensor, lengths: &[u32]) -> Result<Tensor> {
     }
     let never = Tensor::full(NEVER, (1, 2), device)?.to_dtype(logits.dtype())?;
     let n = places.len();
-    let spread = Tensor::cat(&[logits, &never], 0)?.index_select(&Tensor::from_vec(places, n, device)?, 0)?;
+    let spread = Tensor::cat(&[logits, &never], 0)?.index_select(&to_device(&places, n, device)?, 0)?;
     let (rows, longest) = (lengths.len(), longest as usize);
     Ok(spread.reshape((rows, longest, 2))?.transpose(1, 2)?.contiguous()?.reshape((2 * rows, longest))?)
 }

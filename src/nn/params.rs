@@ -4,10 +4,11 @@
 //! norm after it) are neighbours, so that one view serves it. Names are the Hugging Face checkpoint's.
 
 use super::workspace::Space;
-use crate::ops::adamw::{self, AdamWStep, Segment};
+use crate::ops::adamw::{self, AdamWStep, Segment, SumSquares};
 use crate::ops::average::average;
 use crate::ops::gemm::{Weight, keeps_packed};
 use crate::ops::on_gpu;
+use crate::ops::perturb::perturb;
 use crate::ops::rows::zero_ranges;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::cell::{Cell, RefCell};
@@ -441,11 +442,16 @@ impl Params {
 
     /// ‖gradient‖² of one parameter.
     pub fn grad_square(&self, spec: &Spec) -> Result<f64> {
-        adamw::sum_squares(&self.training()?.grads, &[spec.range()])
+        adamw::sum_squares(&self.training()?.grads, &[spec.range()])?.read()
     }
 
-    /// ‖gradient‖₂ over all parameters that learn.
+    /// ‖gradient‖₂ over all parameters that learn; waits for the device.
     pub fn grad_norm(&self) -> Result<f64> {
+        Ok(self.grad_squares()?.read()?.sqrt())
+    }
+
+    /// ‖gradient‖² over all parameters that learn.
+    pub fn grad_squares(&self) -> Result<SumSquares> {
         let mut ranges = vec![];
         for spec in self.trained() {
             match &self.sparse {
@@ -453,7 +459,7 @@ impl Params {
                 _ => ranges.push(spec.range()),
             }
         }
-        Ok(adamw::sum_squares(&self.training()?.grads, &ranges)?.sqrt())
+        adamw::sum_squares(&self.training()?.grads, &ranges)
     }
 
     /// What the `step`-th step (from 1) moves. Rows of the sparse table that no batch ever touched have zero gradient and
@@ -472,11 +478,12 @@ impl Params {
         segments
     }
 
-    /// One AdamW step.
-    pub fn step(&self, step: AdamWStep, weight_decay: f64) -> Result<()> {
+    /// One AdamW step, clipped by what [`Self::grad_squares`] gave; where that is not finite nothing moves.
+    pub fn step(&self, step: AdamWStep, squares: &SumSquares, weight_decay: f64) -> Result<()> {
         let t = self.training()?;
         self.weights_change();
-        adamw::adamw(&self.weights, &t.m, &t.v, &t.grads, step, &self.segments(step.step, weight_decay))
+        let segments = self.segments(step.step, weight_decay);
+        adamw::adamw(&self.weights, &t.m, &t.v, (&t.grads, squares), step, &segments)
     }
 
     /// Moves the average towards the weights after the `step`-th step (from 1); after the first it is the weights.
@@ -489,23 +496,17 @@ impl Params {
         average(kept, &self.weights, 1.0 - decay, &ranges)
     }
 
-    /// Moves the rows of the sparse table that this window touched by `length` along the gradient of the table; gives the
-    /// values that they had.
+    /// Moves the rows of the sparse table that this window touched by `length` along the gradient of the table, if that has a
+    /// direction; gives the values that they had.
     pub fn perturb_rows(&self, length: f64) -> Result<Vec<(usize, Tensor)>> {
         let (Some(s), grads) = (&self.sparse, &self.training()?.grads) else { return Ok(vec![]) };
         let ranges = s.ranges(&s.window);
-        let norm = adamw::sum_squares(grads, &ranges)?.sqrt();
-        // Without a direction nothing moves; what is not finite ends the run elsewhere.
-        if norm == 0.0 || !norm.is_finite() {
-            return Ok(vec![]);
-        }
-        let perturb = |range: Range<usize>| {
-            let kept = self.weights.narrow(0, range.start, range.len())?.force_contiguous()?;
-            let by = (grads.narrow(0, range.start, range.len())? * (length / norm))?;
-            self.weights.slice_set(&(&kept + by)?, 0, range.start)?;
-            Ok((range.start, kept))
+        let keep = |range: &Range<usize>| {
+            Ok((range.start, self.weights.narrow(0, range.start, range.len())?.force_contiguous()?))
         };
-        ranges.into_iter().map(perturb).collect()
+        let kept = ranges.iter().map(keep).collect::<Result<_>>()?;
+        perturb(&self.weights, (grads, &adamw::sum_squares(grads, &ranges)?), length, &ranges)?;
+        Ok(kept)
     }
 
     /// Puts back what [`Self::perturb_rows`] gave, to the bit.

@@ -1,6 +1,7 @@
 //! Row numbers that ops read on their device. They come from the host and are checked there, so that a wrong one is refused
 //! alike on all devices and nothing waits for one.
 
+use super::to_device;
 use candle_core::{Device, Result, Tensor, bail};
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ pub struct Index {
 
 impl Index {
     pub fn new(values: &[u32], device: &Device) -> Result<Self> {
-        Ok(Self { tensor: Tensor::from_slice(values, values.len(), device)?, values: values.into() })
+        Ok(Self { tensor: to_device(values, values.len(), device)?, values: values.into() })
     }
 
     /// On the device, as kernels read them.

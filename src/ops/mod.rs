@@ -21,12 +21,14 @@ pub mod gemm;
 pub(crate) mod gpu;
 pub mod index;
 pub mod layer_norm;
+pub mod perturb;
 pub mod pool;
+pub mod readback;
 pub mod real;
 pub mod rotary;
 pub mod rows;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 use real::Real;
 use std::cell::RefCell;
@@ -160,6 +162,11 @@ pub fn make_ready(device: &Device) -> Result<()> {
     if let Device::Cuda(device) = device {
         gpu::Gpu::new(device)?;
     }
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        // candle's own kernels are loaded when they are first used, and may have been compiled for other GPUs.
+        Tensor::ones(1, DType::F32, device)?.affine(2.0, 0.0)?.to_dtype(DType::F64)?;
+    }
     _ = device;
     Ok(())
 }
@@ -198,6 +205,7 @@ fn cuda_address(storage: &candle_core::CudaStorage) -> Result<(u64, DType)> {
         CudaStorageSlice::F32(s) => (s.device_ptr(&stream).0, DType::F32),
         CudaStorageSlice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
         CudaStorageSlice::U32(s) => (s.device_ptr(&stream).0, DType::U32),
+        CudaStorageSlice::F64(s) => (s.device_ptr(&stream).0, DType::F64),
         _ => bail!("a kernel takes f32, bf16 and u32"),
     })
 }
@@ -217,6 +225,28 @@ pub fn with_values<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     }
     drop(storage);
     Ok(f(&t.flatten_all()?.to_vec1()?))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub use candle_core::WithDType as Value;
+
+/// What tensors are made of, on a GPU too.
+#[cfg(feature = "cuda")]
+pub trait Value: candle_core::WithDType + gpu::Value {}
+#[cfg(feature = "cuda")]
+impl<T: candle_core::WithDType + gpu::Value> Value for T {}
+
+/// A tensor of values on a device, which is not waited for.
+pub fn to_device<T: Value>(values: &[T], shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        let shape = shape.into();
+        if shape.elem_count() != values.len() {
+            bail!("{} values for a tensor of the shape {shape:?}", values.len());
+        }
+        return gpu::upload(values, shape, device);
+    }
+    Tensor::from_slice(values, shape.into(), device)
 }
 
 /// Runs `kernel` on the device where the tensors live.

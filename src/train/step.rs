@@ -6,7 +6,8 @@ use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::heads::Objective;
 use crate::model::{LoadReport, Model, Thaw, Tuning};
-use crate::ops::adamw::AdamWStep;
+use crate::ops::adamw::{AdamWStep, SumSquares};
+use crate::ops::readback::Readback;
 use crate::optim::schedule::Schedule;
 use crate::rng::PassKey;
 use candle_core::Tensor;
@@ -92,26 +93,82 @@ pub fn start(model: &mut Model, config: &TrainConfig, plan: &Plan, report: &mut 
     Ok(warning)
 }
 
-/// What a window's passes gave.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What a window's passes gave, where they were computed: nobody waited for a device.
+#[derive(Debug)]
 pub struct Window {
-    /// Σ over the window's rows of the loss.
+    /// Σ over the rows of each batch of the loss, and the same of the adversarial passes.
+    losses: Vec<Tensor>,
+    adversarial: Vec<Tensor>,
+    /// ‖gradient of the mean loss‖² before clipping; not finite where the passes ended early.
+    squares: SumSquares,
+    pub rows: usize,
+    /// What the sum of the losses is divided by for the mean loss: the rows, or the sum of their class weights.
+    pub divisor: f64,
+}
+
+/// A [`Window`] on its way to the host.
+#[derive(Debug)]
+pub struct Fetched {
+    numbers: Readback,
+    batches: usize,
+    rows: usize,
+    divisor: f64,
+}
+
+/// A [`Window`] in numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Passed {
+    /// Σ over the window's rows of the loss; that of the adversarial passes where only they are not finite.
     pub loss_sum: f64,
     pub rows: usize,
-    /// What `loss_sum` is divided by for the mean loss: the rows, or the sum of their class weights.
+    /// As in [`Window`].
     pub divisor: f64,
     /// ‖gradient of the mean loss‖ before clipping.
     pub grad_norm: f64,
 }
 
+impl Window {
+    /// Asks for the numbers, behind all that the device was given before.
+    pub fn fetch(&self) -> Result<Fetched> {
+        let losses = self.losses.iter().chain(&self.adversarial);
+        let numbers: Vec<&Tensor> = losses.chain([self.squares.tensor()]).collect();
+        let (batches, rows, divisor) = (self.losses.len(), self.rows, self.divisor);
+        Ok(Fetched { numbers: Readback::start(&numbers)?, batches, rows, divisor })
+    }
+
+    /// The numbers; waits for the device.
+    pub fn read(&self) -> Result<Passed> {
+        self.fetch()?.wait()
+    }
+}
+
+impl Fetched {
+    /// Whether there is nothing to wait for.
+    pub fn is_here(&self) -> bool {
+        #[cfg(test)]
+        if late::NUMBERS.get() {
+            return false;
+        }
+        self.numbers.is_here()
+    }
+
+    /// Waits until the window's passes are done.
+    pub fn wait(self) -> Result<Passed> {
+        let Self { batches, rows, divisor, .. } = self;
+        let numbers = self.numbers.wait()?;
+        let (losses, squares) = numbers.split_at(numbers.len() - 1);
+        let [clean, adversarial] = [&losses[..batches], &losses[batches..]].map(|sums| sums.iter().sum::<f64>());
+        let loss_sum = if adversarial.is_finite() { clean } else { adversarial };
+        Ok(Passed { loss_sum, rows, divisor, grad_norm: squares[0].sqrt() })
+    }
+}
+
 /// Forward and backward of the window of step `step` (from 0); gradients are those of the mean loss of the whole window,
-/// whatever its split into batches. On the CPU it stops early, with a NaN norm, at a loss that is not finite. A GPU is waited for
-/// once, for the norm, behind which the losses are there too (and once more for `fgm_epsilon`).
+/// whatever its split into batches. A GPU is not waited for. On the CPU it stops early at a loss that is not finite.
 pub fn gradients(model: &mut Model, window: &[Batch], config: &StepConfig, step: u64) -> Result<Window> {
     model.params.begin_step(step);
     let rows: usize = window.iter().map(Batch::len).sum();
     let divisor: f64 = window.iter().map(|b| config.objective.divisor(&b.targets, b.len())).sum();
-    let is_cpu = model.params.device().is_cpu();
     let passes = |model: &mut Model, seed: u64, accumulate: bool| -> Result<Vec<Tensor>> {
         let mut losses = vec![];
         for (i, batch) in window.iter().enumerate() {
@@ -121,47 +178,41 @@ pub fn gradients(model: &mut Model, window: &[Batch], config: &StepConfig, step:
             small_memory::check(batch.len())?;
             let scale = 1.0 / divisor;
             losses.push(model.forward_backward_unread(batch, Some(key), &config.objective, scale, accumulate)?);
-            if is_cpu && !sum(&losses[i..])?.is_finite() {
+            if is_known_broken(&losses[i..])? {
                 break;
             }
         }
         Ok(losses)
     };
-    let broken = |loss_sum| Ok(Window { loss_sum, rows, divisor, grad_norm: f64::NAN });
     let losses = passes(model, config.seed, false)?;
-    if is_cpu && !sum(&losses)?.is_finite() {
-        return broken(sum(&losses)?);
-    }
-    if config.fgm_epsilon > 0.0 {
-        // Fast gradient method (Miyato et al. 2017, "Adversarial Training Methods for Semi-Supervised Text Classification"):
-        // the gradients where the loss is worse are added, under dropout of their own.
+    let mut broken = is_known_broken(&losses)?;
+    let mut adversarial = vec![];
+    if config.fgm_epsilon > 0.0 && !broken {
+        // Fast gradient method: the gradients where the loss is worse are added, under dropout of their own.
         let kept = model.params.perturb_rows(config.fgm_epsilon)?;
         let passed = passes(model, !config.seed, true);
         // Whatever happened: a step that did not fit the memory may be tried again.
         model.params.put_back(&kept)?;
-        let loss_sum = sum(&passed?)?;
-        if !loss_sum.is_finite() {
-            return broken(loss_sum);
-        }
+        adversarial = passed?;
+        broken = is_known_broken(&adversarial)?;
     }
-    let grad_norm = model.params.grad_norm()?;
-    Ok(Window { loss_sum: sum(&losses)?, rows, divisor, grad_norm })
+    let squares = if broken { SumSquares::nan(model.params.device())? } else { model.params.grad_squares()? };
+    Ok(Window { losses, adversarial, squares, rows, divisor })
 }
 
-/// Of scalars in f64, which a device is waited for.
-fn sum(losses: &[Tensor]) -> Result<f64> {
-    losses.iter().try_fold(0.0, |sum, loss| Ok(sum + loss.to_scalar::<f64>()?))
+/// Whether losses that are here are not finite; for others a device would have to be waited for.
+fn is_known_broken(losses: &[Tensor]) -> Result<bool> {
+    let here = losses.iter().filter(|loss| loss.device().is_cpu());
+    Ok(!here.map(Tensor::to_scalar::<f64>).sum::<candle_core::Result<f64>>()?.is_finite())
 }
 
-/// Updates the weights from the gradients of [`gradients`]; returns the learning rate used.
-pub fn update(model: &Model, grad_norm: f64, config: &StepConfig, step: u64) -> Result<f64> {
-    // As torch.nn.utils.clip_grad_norm_: the small constant keeps a zero norm from dividing.
-    let clip = config.max_grad_norm / (grad_norm + 1e-6);
-    let grad_scale = if config.max_grad_norm > 0.0 { clip.min(1.0) } else { 1.0 };
+/// Updates the weights from the gradients of [`gradients`], if their norm is finite; returns the learning rate used. A GPU is
+/// not waited for.
+pub fn update(model: &Model, window: &Window, config: &StepConfig, step: u64) -> Result<f64> {
     let learning_rate = config.schedule.at(step);
-    let (beta1, beta2, epsilon) = (config.beta1, config.beta2, config.epsilon);
-    let adamw = AdamWStep { learning_rate, beta1, beta2, epsilon, step: step + 1, grad_scale };
-    model.params.step(adamw, config.weight_decay)?;
+    let StepConfig { beta1, beta2, epsilon, max_grad_norm, .. } = *config;
+    let adamw = AdamWStep { learning_rate, beta1, beta2, epsilon, step: step + 1, max_grad_norm };
+    model.params.step(adamw, &window.squares, config.weight_decay)?;
     if config.ema_decay > 0.0 {
         model.params.average(config.ema_decay, step + 1, config.weight_decay)?;
     }
@@ -179,5 +230,15 @@ pub mod small_memory {
 
     pub fn check(rows: usize) -> candle_core::Result<()> {
         if rows <= MOST_ROWS.get() { Ok(()) } else { candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY)") }
+    }
+}
+
+/// For tests: a device whose numbers the trainer waits for.
+#[cfg(test)]
+pub mod late {
+    use std::cell::Cell;
+
+    thread_local! {
+        pub static NUMBERS: Cell<bool> = const { Cell::new(false) };
     }
 }

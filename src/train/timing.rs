@@ -68,7 +68,8 @@ pub fn time_steps(
         let before = Instant::now();
         let step = from + step;
         let passed = gradients(model, window, &step_config, step)?;
-        update(model, passed.grad_norm, &step_config, step)?;
+        update(model, &passed, &step_config, step)?;
+        model.params.device().synchronize()?;
         Ok(before.elapsed().as_secs_f64())
     };
     let steps = epoch.steps();

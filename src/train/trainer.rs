@@ -5,7 +5,7 @@ use super::eval::{EvalSet, SetScores, evaluate};
 use super::log::{Event, Phase, Progress, Reporter};
 use super::plan::{Epoch, Plan};
 use super::run_dir::{Best, EventLog, Identity, RunDir, State};
-use super::step::{StepConfig, gradients, update};
+use super::step::{Fetched, StepConfig, gradients, update};
 use crate::data::{Batch, Dataset};
 use crate::device::is_out_of_memory;
 use crate::error::{Error, Result};
@@ -39,14 +39,34 @@ struct Session {
     seconds: f64,
     tokens: u64,
     first_step_seconds: f64,
-    /// Of the last step.
+    /// Of the last step that is settled.
     learning_rate: f64,
     grad_norm: f64,
+    /// The last step, where the host has not waited for its numbers.
+    unsettled: Option<Step>,
+}
+
+/// A step that a device was given.
+#[derive(Debug)]
+struct Step {
+    /// From 0.
+    number: u64,
+    fetched: Fetched,
+    learning_rate: f64,
+    /// Of the training data.
+    rows: Vec<usize>,
 }
 
 impl Session {
     fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds
+    }
+
+    /// Counts what has passed since `before`.
+    fn add_seconds(&mut self, before: Instant, state: &mut State) {
+        let seconds = before.elapsed().as_secs_f64();
+        self.seconds += seconds;
+        state.train_seconds += seconds;
     }
 }
 
@@ -90,18 +110,25 @@ impl Trainer<'_> {
                 }
                 done => done?,
             }
-            if state.step.is_multiple_of(self.config.logging_steps) {
-                self.log_step(&mut state, &session, &plan)?;
-            }
-
             let at = |steps: Option<u64>| match steps {
                 Some(steps) => state.step.is_multiple_of(steps),
                 None => plan.ends_epoch(state.step),
             };
             let (eval_due, save_due) = (at(self.config.eval_steps), at(self.config.save_steps));
-            let gained = (eval_due || state.step == total) && self.evaluate_average(&mut state, &plan)?;
-            let over = state.step == total || self.is_out_of_patience(&state);
+            let log_due = state.step.is_multiple_of(self.config.logging_steps);
+            let last = state.step == total;
+            if eval_due || save_due || log_due || last {
+                self.settle(&mut state, &mut session, total)?;
+            }
+            if log_due {
+                self.log_step(&mut state, &session, &plan)?;
+            }
+            let gained = (eval_due || last) && self.evaluate_average(&mut state, &plan)?;
+            let over = last || self.is_out_of_patience(&state);
             let interrupted = self.reporter.interrupted() && !over;
+            if interrupted {
+                self.settle(&mut state, &mut session, total)?;
+            }
             // With a new best model the checkpoint must know of it: else a run that is killed later resumes to another best.
             if save_due || over || interrupted || gained {
                 self.checkpoint(&mut state)?;
@@ -115,7 +142,8 @@ impl Trainer<'_> {
         Ok(Outcome { state, epochs, first_step_seconds: session.first_step_seconds })
     }
 
-    /// One optimizer step over a window of batches; `before` is when its work began.
+    /// One optimizer step over a window of batches; `before` is when its work began. A GPU works on it while the host goes on to
+    /// the next one, in which it waits for the numbers of this one.
     fn step(
         &mut self,
         window: &[Batch],
@@ -124,31 +152,57 @@ impl Trainer<'_> {
         session: &mut Session,
         before: Instant,
     ) -> Result<()> {
-        let passed = gradients(self.model, window, config, state.step)?;
-        self.must_be_finite(window, state.step, passed.loss_sum, passed.grad_norm)?;
-        if self.model.params.learners().any(|(_, learning)| learning.since == Some(state.step)) {
-            self.must_reach_all(state.step)?;
+        let number = state.step;
+        let passed = gradients(self.model, window, config, number)?;
+        // Before the update, which the numbers need not wait for.
+        let fetched = passed.fetch()?;
+        let learning_rate = update(self.model, &passed, config, number)?;
+        let rows = window.iter().flat_map(|b| &b.rows).copied().collect();
+        let step = Step { number, fetched, learning_rate, rows };
+        let is_here = step.fetched.is_here();
+        let earlier = session.unsettled.replace(step);
+        state.step += 1;
+        state.samples += passed.rows as u64;
+        let tokens = window.iter().map(|b| b.ids.len() as u64).sum::<u64>();
+        let is_first = session.tokens == 0;
+        session.tokens += tokens;
+        state.tokens += tokens;
+        session.add_seconds(before, state);
+        if let Some(earlier) = earlier {
+            self.settle_one(earlier, state, session, config.schedule.total)?;
         }
-        session.learning_rate = update(self.model, passed.grad_norm, config, state.step)?;
-        session.grad_norm = passed.grad_norm;
-        let seconds = before.elapsed().as_secs_f64();
-        if session.tokens == 0 {
+        let begins = self.model.params.learners().any(|(_, learning)| learning.since == Some(number));
+        if is_here || is_first || begins {
+            self.settle(state, session, config.schedule.total)?;
+        }
+        if begins {
+            self.must_reach_all(number)?;
+        }
+        if is_first {
             session.first_step_seconds = self.started.elapsed().as_secs_f64();
         }
+        Ok(())
+    }
 
-        let tokens = window.iter().map(|b| b.ids.len() as u64).sum::<u64>();
-        session.seconds += seconds;
-        session.tokens += tokens;
-        state.step += 1;
-        state.train_seconds += seconds;
-        state.tokens += tokens;
-        state.samples += passed.rows as u64;
+    /// Waits for the last step, where that was not done.
+    fn settle(&mut self, state: &mut State, session: &mut Session, total: u64) -> Result<()> {
+        session.unsettled.take().map_or(Ok(()), |step| self.settle_one(step, state, session, total))
+    }
+
+    /// Waits for a step's numbers and counts them.
+    fn settle_one(&mut self, step: Step, state: &mut State, session: &mut Session, total: u64) -> Result<()> {
+        let before = Instant::now();
+        let passed = step.fetched.wait()?;
+        session.add_seconds(before, state);
+        self.must_be_finite(&step.rows, step.number, passed.loss_sum, passed.grad_norm)?;
+        session.learning_rate = step.learning_rate;
+        session.grad_norm = passed.grad_norm;
         state.logged_loss += passed.loss_sum;
         state.logged_divisor += passed.divisor;
         self.reporter.progress(Progress {
             phase: Phase::Train,
-            done: state.step,
-            total: config.schedule.total,
+            done: step.number + 1,
+            total,
             loss: passed.loss_sum / passed.divisor,
             learning_rate: session.learning_rate,
             tokens_per_second: session.tokens_per_second(),
@@ -189,12 +243,12 @@ impl Trainer<'_> {
         self.config.early_stopping_patience.is_some_and(|p| state.evals_without_gain >= p)
     }
 
-    fn must_be_finite(&self, window: &[Batch], step: u64, loss_sum: f64, grad_norm: f64) -> Result<()> {
+    fn must_be_finite(&self, rows: &[usize], step: u64, loss_sum: f64, grad_norm: f64) -> Result<()> {
         if loss_sum.is_finite() && grad_norm.is_finite() {
             return Ok(());
         }
         let (what, value) = if loss_sum.is_finite() { ("gradient", grad_norm) } else { ("loss", loss_sum) };
-        let lines: Vec<u64> = window.iter().flat_map(|b| &b.rows).map(|&r| self.train.lines[r]).collect();
+        let lines: Vec<u64> = rows.iter().map(|&r| self.train.lines[r]).collect();
         let shown = lines.iter().take(8).map(u64::to_string).collect::<Vec<_>>().join(", ");
         let more = if lines.len() > 8 { format!(" and {} more", lines.len() - 8) } else { String::new() };
         Err(Error::Failed(format!(
@@ -344,106 +398,4 @@ pub fn collect_metrics(scores: &[SetScores]) -> Result<serde_json::Value> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::config::TaskKind;
-    use crate::data::{Targets, Tokens};
-    use crate::model::Task;
-    use crate::nn::workspace::Space;
-    #[cfg(all(gpu, not(feature = "cuda")))]
-    use crate::train::config::Precision;
-    use crate::train::log::Silent;
-    use crate::train::run_dir::Existing;
-    use crate::train::step::{small_memory, start};
-    use candle_core::Device;
-    use std::path::Path;
-
-    fn space(config: &TrainConfig) -> Space<'static> {
-        Space { dtype: config.precision.dtype(), device: &Device::Cpu }
-    }
-
-    /// Weights after training in a directory of their own, and what `events.jsonl` has of warnings.
-    fn train(config: &TrainConfig) -> Result<(Vec<f32>, State, Vec<String>)> {
-        let source = Pretrained::open(Path::new("tests/golden/fixtures/classification/model"))?;
-        let task = Task { kind: TaskKind::Classification, labels: ["a", "b", "c", "d"].map(String::from).to_vec() };
-        let (mut model, mut report) = Model::load(&source, task, 1, space(config))?;
-        let rows: Vec<Vec<u32>> = (0..22u32).map(|i| (0..3 + i % 5).map(|j| 1 + (i * 7 + j) % 20).collect()).collect();
-        let tokens = Tokens::from_rows(rows.iter().map(|ids| (ids.clone(), vec![0; ids.len()], false)));
-        let targets = Targets::Class((0..22).map(|i| i % 4).collect());
-        let data = Dataset { tokens, targets, lines: (1..=22).collect(), file: "t".into() };
-        start(&mut model, config, &Plan::new(config, &data), &mut report)?;
-        let dir = tempfile::tempdir().unwrap();
-        let run = RunDir::check(dir.path(), Existing::Refuse, &[])?;
-        run.prepare(Existing::Refuse)?;
-        let mut log = EventLog::open(&run, 0)?;
-        let json =
-            r#"{"version":"0","task":"classification","text":"text","label":"label","header":true,"max_length":16}"#;
-        let extra: BertftJson = serde_json::from_str(json).unwrap();
-        let outcome = Trainer {
-            model: &mut model,
-            train: &data,
-            eval: &[],
-            config: config.clone(),
-            class_weights: None,
-            run: &run,
-            source: &source,
-            extra: &extra,
-            identity: &Identity(serde_json::Map::new()),
-            log: &mut log,
-            reporter: &mut Silent,
-            started: Instant::now(),
-        }
-        .run(State::default())?;
-        let events = std::fs::read_to_string(dir.path().join("events.jsonl")).unwrap();
-        let warnings = events.lines().filter(|line| line.contains("warning")).map(String::from).collect();
-        Ok((model.params.weights().to_vec1()?, outcome.state, warnings))
-    }
-
-    /// A memory that holds two rows a pass: batches of eight become two, and the weights are those of eight but for rounding.
-    #[test]
-    fn a_step_that_does_not_fit_is_done_in_smaller_batches() {
-        let config = TrainConfig {
-            batch_size: Some(8),
-            auto_find_batch_size: true,
-            fgm_epsilon: 0.5,
-            learning_rate: 1e-3,
-            ..TrainConfig::default()
-        };
-        let (want, state, warnings) = train(&config).unwrap();
-        assert_eq!((state.step, state.samples, state.batch_size, warnings.len()), (9, 66, None, 0));
-        let loss = state.logged_loss;
-        small_memory::MOST_ROWS.set(2);
-        let (got, state, warnings) = train(&config).unwrap();
-        assert_eq!((state.step, state.samples, state.batch_size), (9, 66, Some(2)));
-        assert!(warnings.len() == 2 && warnings[0].contains("step 1: the device's memory is full"), "{warnings:?}");
-        assert!(warnings[1].contains("batches have 2 rows, 4 of them to a step"), "{warnings:?}");
-        // AdamW makes steps of rounding where a gradient is zero by nature, so all weights together are compared.
-        let norm =
-            |of: &dyn Fn(f32, f32) -> f32| want.iter().zip(&got).map(|(a, b)| of(*a, *b).powi(2)).sum::<f32>().sqrt();
-        let (differs, moved) = (norm(&|a, b| a - b), norm(&|a, _| a) * 1e-4);
-        assert!(differs > 0.0 && differs < moved, "{differs} {moved}");
-        assert!((state.logged_loss / loss - 1.0).abs() < 1e-4, "{} {loss}", state.logged_loss);
-        // Not even one row fits, and nobody asked for smaller batches.
-        for (most, auto_find_batch_size) in [(0, true), (2, false)] {
-            small_memory::MOST_ROWS.set(most);
-            let error = train(&TrainConfig { auto_find_batch_size, ..config.clone() }).unwrap_err();
-            assert!(matches!(&error, Error::Candle(e) if is_out_of_memory(e)), "{error}");
-        }
-    }
-
-    /// A GPU's bf16 products read copies of the weights: they must follow the steps.
-    #[cfg(all(gpu, not(feature = "cuda")))]
-    #[test]
-    fn bf16_learns_as_f32_does_on_a_gpu() {
-        let losses = [Precision::F32, Precision::Bf16].map(|precision| {
-            let config = TrainConfig { batch_size: Some(8), learning_rate: 3e-3, precision, ..TrainConfig::default() };
-            [0.3, 3.0].map(|epochs| {
-                let state = train(&TrainConfig { epochs, ..config.clone() }).unwrap().1;
-                state.logged_loss / state.logged_divisor
-            })
-        });
-        // How far the mean of all steps lies below the first step's.
-        let [falls, falls_too] = losses.map(|[begins, mean]| begins - mean);
-        assert!(falls > 0.01 && (falls_too / falls - 1.0).abs() < 0.05, "{losses:?}");
-    }
-}
+mod tests;

@@ -52,8 +52,8 @@ fn untouched_rows_stay_and_touched_rows_are_cleared() {
     p.touch(&[1, 2, 4]);
     g.slice_set(&Tensor::ones((2, 2), DType::F32, &Device::Cpu).unwrap(), 0, 1).unwrap();
     assert_eq!(p.grad_norm().unwrap(), 2.0);
-    let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 0.0, step: 1, grad_scale: 1.0 };
-    p.step(AdamWStep { epsilon: 1e-8, ..step }, 0.0).unwrap();
+    let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 0.0, step: 1, max_grad_norm: 0.0 };
+    p.step(AdamWStep { epsilon: 1e-8, ..step }, &p.grad_squares().unwrap(), 0.0).unwrap();
     let w = values(&p.weight(0, &[10]).unwrap());
     assert_eq!(w[..2], [0., 1.]);
     assert!((w[2] - 1.9).abs() < 1e-6 && w[6..] == [6., 7., 8., 9.]);
@@ -61,7 +61,7 @@ fn untouched_rows_stay_and_touched_rows_are_cleared() {
     assert_eq!(p.grad_norm().unwrap(), 0.0);
     assert_eq!(values(&g), vec![0.0; 10]);
     // With decay every row moves.
-    p.step(AdamWStep { step: 2, epsilon: 1e-8, ..step }, 0.5).unwrap();
+    p.step(AdamWStep { step: 2, epsilon: 1e-8, ..step }, &p.grad_squares().unwrap(), 0.5).unwrap();
     assert!((values(&p.weight(0, &[10]).unwrap())[1] - 0.95).abs() < 1e-6);
 }
 
@@ -70,14 +70,14 @@ fn a_checkpoint_brings_back_which_rows_have_moments() {
     let mut p = params();
     p.touch(&[3]);
     p.grad(0, &[5, 2]).unwrap().slice_set(&Tensor::ones((1, 2), DType::F32, &Device::Cpu).unwrap(), 0, 3).unwrap();
-    let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
-    p.step(step, 0.0).unwrap();
+    let step = AdamWStep { learning_rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, step: 1, max_grad_norm: 0.0 };
+    p.step(step, &p.grad_squares().unwrap(), 0.0).unwrap();
     let saved: Vec<(&str, Tensor)> = p.state().unwrap().iter().map(|(n, t)| (*n, t.copy().unwrap())).collect();
     let mut q = params();
     saved.iter().for_each(|(name, arena)| q.restore(name, arena).unwrap());
     for x in [&mut p, &mut q] {
         x.begin_window().unwrap();
-        x.step(AdamWStep { step: 2, ..step }, 0.0).unwrap();
+        x.step(AdamWStep { step: 2, ..step }, &x.grad_squares().unwrap(), 0.0).unwrap();
     }
     assert_eq!(values(&p.weight(0, &[22]).unwrap()), values(&q.weight(0, &[22]).unwrap()));
     assert_ne!(values(&q.weight(0, &[22]).unwrap()), values(&saved[0].1));
@@ -110,8 +110,8 @@ fn copies_on_a_gpu_follow_the_steps() {
     assert_eq!(copy(&p), (DType::BF16, vec![0.5; 24]));
     p.grad(0, &[24]).unwrap().slice_set(&Tensor::ones(24, DType::F32, &Device::Cpu).unwrap(), 0, 0).unwrap();
     assert_eq!(copy(&p).1, vec![0.5; 24]);
-    let (learning_rate, grad_scale) = (0.25, 1.0);
-    let step = AdamWStep { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, grad_scale };
-    p.step(step, 0.0).unwrap();
+    let (learning_rate, max_grad_norm) = (0.25, 0.0);
+    let step = AdamWStep { learning_rate, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, max_grad_norm };
+    p.step(step, &p.grad_squares().unwrap(), 0.0).unwrap();
     assert!(copy(&p).1.iter().all(|w| (w - 0.25).abs() < 0.01), "{:?}", copy(&p));
 }

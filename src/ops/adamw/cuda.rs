@@ -1,8 +1,9 @@
-//! CUDA bodies: one launch over all segments; a norm is the one number of a step that comes back from the device.
+//! CUDA bodies: one launch over all segments. The update reads the norm that it clips by on the device.
 
 use super::{AdamW, AdamWStep, BLOCK, Segment};
 use crate::ops::gpu::{Args, Gpu, Grid, Memory, View};
 use candle_core::{DType, Result, bail};
+use std::ops::Range;
 
 /// Values that the kernels number in 32 bits, with the steps that they take beyond a segment's end.
 const MOST_VALUES: usize = u32::MAX as usize - 2 * BLOCK;
@@ -31,7 +32,7 @@ pub fn table(
     for s in segments.iter().filter(|s| !s.range.is_empty()) {
         check_end(name, s.range.end, n)?;
         let own = step.map_or([0; 3], |step| {
-            let scalars = step.scalars(s);
+            let scalars = step.scalars(s, 1.0);
             [scalars.keep, scalars.step_size, scalars.inverse_sqrt_correction2].map(f32::to_bits)
         });
         words.extend([s.range.start as u32, s.range.end as u32, blocks as u32].into_iter().chain(own));
@@ -42,34 +43,37 @@ pub fn table(
 }
 
 pub(super) fn step(op: &AdamW<'_>, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
-    let ([w, m, v], [g]) = (dst, src) else { bail!("adamw: three destinations, one source") };
+    let ([w, m, v], [g, squares]) = (dst, src) else { bail!("adamw: three destinations, two sources") };
     let n = w.cols;
     for arena in [w, m, v, g] {
         arena.expect("adamw", 1, n, DType::F32)?;
     }
+    squares.expect("adamw", 1, 2, DType::F32)?;
     let (table, count, blocks) = table("adamw", gpu, op.segments, Some(&op.step), n)?;
     let pair = |a: f32, b: f32| u64::from(b.to_bits()) << 32 | u64::from(a.to_bits());
     // Alike for all segments.
-    let s = op.step.scalars(&Segment::new(0..0, 0.0));
+    let s = op.step.scalars(&Segment::new(0..0, 0.0), 1.0);
     let p = [
         w.at,
         m.at,
         v.at,
         g.at,
         table.at(),
-        pair(s.scale, s.beta1),
-        pair(s.one_minus_beta1, s.beta2),
-        pair(s.one_minus_beta2, s.epsilon),
+        squares.at,
+        op.step.max_grad_norm.to_bits(),
+        pair(s.beta1, s.one_minus_beta1),
+        pair(s.beta2, s.one_minus_beta2),
     ];
-    gpu.launch("adamw", Grid::new([blocks, 1, 1], 256), Args::new(&p, &[count])?)
+    gpu.launch("adamw", Grid::new([blocks, 1, 1], 256), Args::new(&p, &[count])?.float(s.epsilon))
 }
 
-/// Σ g² over segments, in f64.
-pub(super) fn squares(segments: &[Segment], gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
+/// Σ g² over ranges, in f64.
+pub(super) fn squares(ranges: &[Range<usize>], gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
     let ([out], [g]) = (dst, src) else { bail!("sum_squares: one destination, one source") };
     g.expect("sum_squares", 1, g.cols, DType::F32)?;
     out.expect("sum_squares", 1, 2, DType::F32)?;
-    let (table, count, blocks) = table("sum_squares", gpu, segments, None, g.cols)?;
+    let segments: Vec<_> = ranges.iter().map(|r| Segment::new(r.clone(), 0.0)).collect();
+    let (table, count, blocks) = table("sum_squares", gpu, &segments, None, g.cols)?;
     let partial = gpu.room(8 * blocks)?;
     let args = Args::new(&[partial.at(), g.at, table.at()], &[count])?;
     gpu.launch("block_squares", Grid::new([blocks, 1, 1], 256), args)?;

@@ -1,4 +1,5 @@
-// One launch over all segments, in blocks of 4096 values; the sum of squares and the moving average over ranges, cut likewise.
+// One launch over all segments, in blocks of 4096 values; the sum of squares, the moving average and the adversarial step over
+// ranges, cut likewise.
 #include "../gpu/common.cuh"
 
 // start, end, number of its first block, and the bits of three f32: what weight decay keeps, the step size, and the inverse
@@ -7,6 +8,7 @@
 #define BLOCK_VALUES 4096
 // Values of a thread at a time: 16 bytes.
 #define FEW 4
+#define MOST_DOUBLE 1.7976931348623157e308
 
 // The segment that a block belongs to, and its part of it.
 __device__ const u32 *part(const u32 *segments, int count, u32 block, u32 &start, u32 &end) {
@@ -26,14 +28,26 @@ __device__ const u32 *part(const u32 *segments, int count, u32 block, u32 &start
 __device__ float low(u64 bits) { return __uint_as_float((u32)bits); }
 __device__ float high(u64 bits) { return __uint_as_float((u32)(bits >> 32)); }
 
+// p: 0 weights, 1 first moment, 2 second, 3 gradients, 4 segments, 5 the sum of the gradients' squares, 6 the bits of the norm
+// that they are clipped to, 7 and 8 the factors of the moments; n: 0 number of segments; f: 0 epsilon
 extern "C" __global__ void adamw(Args a) {
+    // One thread works it out for its block: f64 is slow where a GPU is made for other things. Negative: nothing moves.
+    __shared__ float shared_scale;
+    if (threadIdx.x == 0) {
+        double norm = sqrt(*(const double *)a.p[5]), most = __longlong_as_double((long long)a.p[6]);
+        double scale = most > 0.0 ? min(1.0, most / (norm + 1e-6)) : 1.0;
+        shared_scale = norm <= MOST_DOUBLE ? (float)scale : -1.0f;
+    }
+    __syncthreads();
+    float scale = shared_scale;
+    if (scale < 0.0f) return;
     float *w = (float *)a.p[0], *m = (float *)a.p[1], *v = (float *)a.p[2];
     const float *g = (const float *)a.p[3];
     u32 start, end;
     const u32 *s = part((const u32 *)a.p[4], a.n[0], blockIdx.x, start, end);
     float keep = __uint_as_float(s[3]), step_size = __uint_as_float(s[4]), inverse_sqrt_correction2 = __uint_as_float(s[5]);
-    float scale = low(a.p[5]), beta1 = high(a.p[5]), one_minus_beta1 = low(a.p[6]), beta2 = high(a.p[6]);
-    float one_minus_beta2 = low(a.p[7]), epsilon = high(a.p[7]);
+    float beta1 = low(a.p[7]), one_minus_beta1 = high(a.p[7]), beta2 = low(a.p[8]), one_minus_beta2 = high(a.p[8]);
+    float epsilon = a.f[0];
     for (u32 i = start + threadIdx.x * FEW; i < end; i += blockDim.x * FEW) {
         float gs[FEW], ms[FEW], vs[FEW], ws[FEW];
         load_chunk(gs, g + i, end - i);
@@ -66,6 +80,31 @@ extern "C" __global__ void average(Args a) {
 #pragma unroll
         for (int k = 0; k < FEW; k++) x[k] += a.f[0] * (y[k] - x[k]);
         store_chunk(to + i, x, end - i);
+    }
+}
+
+// w += length·g/√squares, nothing where the root is zero or not finite. p: 0 weights, 1 gradients, 2 segments, 3 the sum of
+// squares, 4 the bits of the length; n: 0 number of segments
+extern "C" __global__ void perturb(Args a) {
+    __shared__ float shared_factor;
+    if (threadIdx.x == 0) {
+        double norm = sqrt(*(const double *)a.p[3]), length = __longlong_as_double((long long)a.p[4]);
+        shared_factor = norm > 0.0 && norm <= MOST_DOUBLE ? (float)(length / norm) : 0.0f;
+    }
+    __syncthreads();
+    float factor = shared_factor;
+    if (factor == 0.0f) return;
+    float *w = (float *)a.p[0];
+    const float *g = (const float *)a.p[1];
+    u32 start, end;
+    part((const u32 *)a.p[2], a.n[0], blockIdx.x, start, end);
+    for (u32 i = start + threadIdx.x * FEW; i < end; i += blockDim.x * FEW) {
+        float ws[FEW], gs[FEW];
+        load_chunk(ws, w + i, end - i);
+        load_chunk(gs, g + i, end - i);
+#pragma unroll
+        for (int k = 0; k < FEW; k++) ws[k] += factor * gs[k];
+        store_chunk(w + i, ws, end - i);
     }
 }
 

@@ -1,5 +1,5 @@
-//! AdamW (Loshchilov & Hutter 2019) over flat arenas, fused with gradient scaling: one pass over weights, gradients and
-//! both moments on all threads.
+//! AdamW (Loshchilov & Hutter 2019) over flat arenas, fused with clipping: one pass over weights, gradients and both
+//! moments on all threads. The gradient's norm stays where the gradients are, so that nobody waits for it.
 
 #[cfg(gpu)]
 pub(super) mod cuda;
@@ -7,10 +7,10 @@ pub(super) mod cuda;
 use crate::ops::cpu::{Shared, lane_sum, madd, simd};
 #[cfg(gpu)]
 use crate::ops::gpu::{Gpu, View};
-use crate::ops::on_gpu;
 use crate::ops::pool::for_each;
+use crate::ops::readback::Readback;
 use crate::ops::{Dst, Kernel, Src, launch};
-use candle_core::{CpuStorage, DType, Result, Storage, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::ops::Range;
 
 /// One step's scalars, as `torch.optim.AdamW` names them.
@@ -22,8 +22,8 @@ pub struct AdamWStep {
     pub epsilon: f64,
     /// 1 for the first step.
     pub step: u64,
-    /// The gradients are multiplied by this first (clipping).
-    pub grad_scale: f64,
+    /// Gradients whose norm is larger are scaled down to it first; 0 turns clipping off.
+    pub max_grad_norm: f64,
 }
 
 /// A range of the arenas that takes part in a step.
@@ -45,14 +45,23 @@ impl Segment {
 }
 
 impl AdamWStep {
+    /// What gradients of this sum of squares are multiplied by, as in `torch.nn.utils.clip_grad_norm_`; `None` where it is not
+    /// finite.
+    fn grad_scale(&self, squares: f64) -> Option<f64> {
+        let norm = squares.sqrt();
+        // The small constant keeps a zero norm from dividing.
+        let clip = if self.max_grad_norm > 0.0 { (self.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        norm.is_finite().then_some(clip)
+    }
+
     /// What the loop over a segment's values needs.
-    fn scalars(&self, segment: &Segment) -> Scalars {
+    fn scalars(&self, segment: &Segment, grad_scale: f64) -> Scalars {
         let steps = self.step.saturating_sub(segment.since).max(1) as i32;
         let correction1 = 1.0 - self.beta1.powi(steps);
         let correction2 = 1.0 - self.beta2.powi(steps);
         let learning_rate = self.learning_rate * segment.rate;
         Scalars {
-            scale: self.grad_scale as f32,
+            scale: grad_scale as f32,
             beta1: self.beta1 as f32,
             one_minus_beta1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
@@ -65,44 +74,56 @@ impl AdamWStep {
     }
 }
 
-/// Updates `weights` and the moments `m`, `v` from `grads` (all `[parameters]`) on the given ascending, disjoint
-/// segments. Elsewhere nothing moves: right where gradient and moments are zero and weight decay is off.
+/// Updates `weights` and the moments `m`, `v` from `grads` (all `[parameters]`), whose sum of squares clips them, on the
+/// given ascending, disjoint segments. Elsewhere nothing moves: right where gradient and moments are zero and weight decay
+/// is off. Where the sum of squares is not finite nothing moves at all.
 pub fn adamw(
     weights: &Tensor,
     m: &Tensor,
     v: &Tensor,
-    grads: &Tensor,
+    (grads, squares): (&Tensor, &SumSquares),
     step: AdamWStep,
     segments: &[Segment],
 ) -> Result<()> {
-    launch(&AdamW { step, segments }, &[weights, m, v], &[grads])
+    launch(&AdamW { step, segments }, &[weights, m, v], &[grads, &squares.0])
 }
 
-/// Σ g² over the ranges, in f64 over fixed blocks: the same bits for every thread count.
-pub fn sum_squares(grads: &Tensor, ranges: &[Range<usize>]) -> Result<f64> {
-    if on_gpu(grads.device()) {
-        let segments: Vec<_> = ranges.iter().map(|r| Segment::new(r.clone(), 0.0)).collect();
-        // The two halves of an f64.
-        let sum = Tensor::zeros(2, DType::F32, grads.device())?;
-        launch(&Squares { segments: &segments }, &[&sum], &[grads])?;
-        let halves = sum.to_vec1::<f32>()?;
-        return Ok(f64::from_bits(u64::from(halves[1].to_bits()) << 32 | u64::from(halves[0].to_bits())));
+/// A sum of squares in f64 on the device of the values.
+#[derive(Debug, Clone)]
+pub struct SumSquares(Tensor);
+
+impl SumSquares {
+    /// Of values that are not known to be finite.
+    pub fn nan(device: &Device) -> Result<Self> {
+        Ok(Self(Tensor::from_slice(&halves(f64::NAN), 2, device)?))
     }
-    let (storage, layout) = grads.storage_and_layout();
-    let Storage::Cpu(CpuStorage::F32(values)) = &*storage else { bail!("sum_squares: f32 on the CPU only") };
-    let values = &values[layout.start_offset()..][..layout.shape().elem_count()];
-    let blocks: Vec<Range<usize>> = ranges.iter().cloned().flat_map(blocks).collect();
-    let mut sums = vec![0f64; blocks.len()];
-    let shared = Shared::new(&mut sums);
-    for_each(blocks.len().div_ceil(TASK), |task| {
-        let mine = task * TASK..blocks.len().min((task + 1) * TASK);
-        // SAFETY: tasks are disjoint.
-        let sums = unsafe { shared.range(mine.clone()) };
-        for (sum, block) in sums.iter_mut().zip(&blocks[mine]) {
-            *sum = block_squares(&values[block.clone()]) as f64;
-        }
-    });
-    Ok(sums.iter().sum())
+
+    /// Waits for the device.
+    pub fn read(&self) -> Result<f64> {
+        Ok(Readback::start(&[&self.0])?.wait()?[0])
+    }
+
+    /// `[2]`, an f64 in two halves as [`Readback`] takes them.
+    pub fn tensor(&self) -> &Tensor {
+        &self.0
+    }
+}
+
+/// The bits of an f64 in two f32s, the format of destinations; the lower ones first.
+fn halves(x: f64) -> [f32; 2] {
+    [x.to_bits() as u32, (x.to_bits() >> 32) as u32].map(f32::from_bits)
+}
+
+/// What [`halves`] halved.
+pub(super) fn whole([low, high]: [f32; 2]) -> f64 {
+    f64::from_bits(u64::from(high.to_bits()) << 32 | u64::from(low.to_bits()))
+}
+
+/// Σ g² over the ranges, in f64 over fixed blocks: the same bits for every thread count. A GPU is not waited for.
+pub fn sum_squares(grads: &Tensor, ranges: &[Range<usize>]) -> Result<SumSquares> {
+    let sum = Tensor::zeros(2, DType::F32, grads.device())?;
+    launch(&Squares { ranges }, &[&sum], &[grads])?;
+    Ok(SumSquares(sum))
 }
 
 /// Elements a block; small enough that an f32 partial sum keeps its digits and that blocks spread over threads.
@@ -141,8 +162,9 @@ impl Kernel for AdamW<'_> {
     }
 
     fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
-        let ([w, m, v], [g]) = (dst, src) else { bail!("adamw: three destinations, one source") };
+        let ([w, m, v], [g, squares]) = (dst, src) else { bail!("adamw: three destinations, two sources") };
         let (w, m, v, g) = (w.f32()?, m.f32()?, v.f32()?, g.f32()?);
+        let &[low, high] = squares.f32()? else { bail!("adamw: the sum of squares has two halves") };
         let n = w.len();
         if m.len() != n || v.len() != n || g.len() != n {
             bail!("adamw: arenas of {n}, {}, {} and {} values", m.len(), v.len(), g.len());
@@ -151,10 +173,11 @@ impl Kernel for AdamW<'_> {
         if self.segments.last().is_some_and(|s| s.range.end > n) {
             bail!("adamw: segments leave the arena");
         }
+        let Some(scale) = self.step.grad_scale(whole([low, high])) else { return Ok(()) };
         let work: Vec<(Range<usize>, Scalars)> = self
             .segments
             .iter()
-            .map(|s| (s, self.step.scalars(s)))
+            .map(|s| (s, self.step.scalars(s, scale)))
             .flat_map(|(s, scalars)| blocks(s.range.clone()).map(move |b| (b, scalars)))
             .collect();
         let (w, m, v) = (Shared::new(w), Shared::new(m), Shared::new(v));
@@ -175,10 +198,9 @@ impl Kernel for AdamW<'_> {
     }
 }
 
-/// [`sum_squares`] on a device.
+/// [`sum_squares`] into `[2]`.
 struct Squares<'a> {
-    #[cfg_attr(not(gpu), allow(dead_code, reason = "only a device computes it as an op"))]
-    segments: &'a [Segment],
+    ranges: &'a [Range<usize>],
 }
 
 impl Kernel for Squares<'_> {
@@ -186,13 +208,30 @@ impl Kernel for Squares<'_> {
         "sum_squares"
     }
 
-    fn cpu(&self, _: &mut [Dst<'_>], _: &[Src<'_>]) -> Result<()> {
-        bail!("sum_squares: the CPU has its own")
+    fn cpu(&self, dst: &mut [Dst<'_>], src: &[Src<'_>]) -> Result<()> {
+        let ([out], [g]) = (dst, src) else { bail!("sum_squares: one destination, one source") };
+        let (out, values) = (out.f32()?, g.f32()?);
+        if out.len() != 2 || self.ranges.iter().any(|r| r.end > values.len()) {
+            bail!("sum_squares: {} halves of a sum over {} values", out.len(), values.len());
+        }
+        let blocks: Vec<Range<usize>> = self.ranges.iter().cloned().flat_map(blocks).collect();
+        let mut sums = vec![0f64; blocks.len()];
+        let shared = Shared::new(&mut sums);
+        for_each(blocks.len().div_ceil(TASK), |task| {
+            let mine = task * TASK..blocks.len().min((task + 1) * TASK);
+            // SAFETY: tasks are disjoint.
+            let sums = unsafe { shared.range(mine.clone()) };
+            for (sum, block) in sums.iter_mut().zip(&blocks[mine]) {
+                *sum = block_squares(&values[block.clone()]) as f64;
+            }
+        });
+        out.copy_from_slice(&halves(sums.iter().sum()));
+        Ok(())
     }
 
     #[cfg(gpu)]
     fn cuda(&self, gpu: &Gpu<'_>, dst: &[View], src: &[View]) -> Result<()> {
-        cuda::squares(self.segments, gpu, dst, src)
+        cuda::squares(self.ranges, gpu, dst, src)
     }
 }
 
@@ -243,14 +282,16 @@ mod tests {
         let (mut m64, mut v64) = (vec![0f64; n], vec![0f64; n]);
         for step in 1..=5 {
             let g = vector(n, 10 + step as u32);
-            let s = AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step, grad_scale: 0.5 };
-            let learning = &segments[..if step > 2 { 3 } else { 2 }];
-            adamw(&w, &m, &v, &g, s, learning).unwrap();
+            let (learning, squares) = (&segments[..if step > 2 { 3 } else { 2 }], sum_of(&g, 0..n));
+            let s = AdamWStep { step, ..FIRST };
+            adamw(&w, &m, &v, (&g, &squares), s, learning).unwrap();
             let g = flat(&g);
+            let scale = FIRST.max_grad_norm / g.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            assert!(scale < 0.9, "clipping must show");
             for seg in learning {
                 let (rate, step) = (1e-2 * seg.rate, (step - seg.since) as i32);
                 for i in seg.range.clone() {
-                    let gi = g[i] as f64 * 0.5;
+                    let gi = g[i] as f64 * scale;
                     m64[i] = 0.9 * m64[i] + 0.1 * gi;
                     v64[i] = 0.999 * v64[i] + 0.001 * gi * gi;
                     let mhat = m64[i] / (1.0 - 0.9f64.powi(step));
@@ -263,15 +304,51 @@ mod tests {
         close(&flat(&m), &m64, 1e-6, "m");
         close(&flat(&v), &v64, 1e-6, "v");
         let bad = [Segment::new(0..5, 0.0), Segment::new(4..6, 0.0)];
-        let s = AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, grad_scale: 1.0 };
-        assert!(adamw(&w, &m, &v, &vector(n, 1), s, &bad).is_err());
+        let g = vector(n, 1);
+        let squares = sum_of(&g, 0..n);
+        assert!(adamw(&w, &m, &v, (&g, &squares), FIRST, &bad).is_err());
     }
+
+    /// Off, or above the norm, clipping changes nothing; beside a norm that is not finite nothing moves.
+    #[test]
+    fn clips_by_the_norm_where_it_is_finite() {
+        let n = 5000;
+        let (g, all) = (vector(n, 3), [Segment::new(0..n, 0.1)]);
+        let norm = sum_of(&g, 0..n);
+        let run = |squares: &SumSquares, max_grad_norm: f64| {
+            let (w, m, v) = (vector(n, 1), vector(n, 2), vector(n, 2).sqr().unwrap());
+            let s = AdamWStep { max_grad_norm, ..FIRST };
+            adamw(&w, &m, &v, (&g, squares), s, &all).unwrap();
+            [w, m, v].map(|t| flat(&t))
+        };
+        let free = run(&norm, 0.0);
+        assert_eq!(free, run(&norm, 1e9));
+        assert_ne!(free, run(&norm, 1.0));
+        let still = [vector(n, 1), vector(n, 2), vector(n, 2).sqr().unwrap()].map(|t| flat(&t));
+        assert_ne!(free, still);
+        for x in [f64::NAN, f64::INFINITY] {
+            let broken = g.affine(1.0, x).unwrap();
+            for squares in [SumSquares::nan(g.device()).unwrap(), sum_of(&broken, 7..8)] {
+                assert!(!squares.read().unwrap().is_finite());
+                assert_eq!(run(&squares, 1.0), still);
+                assert_eq!(run(&squares, 0.0), still);
+            }
+        }
+    }
+
+    fn sum_of(g: &Tensor, range: Range<usize>) -> SumSquares {
+        sum_squares(g, std::slice::from_ref(&range)).unwrap()
+    }
+
+    const FIRST: AdamWStep =
+        AdamWStep { learning_rate: 1e-2, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, step: 1, max_grad_norm: 40.0 };
 
     #[test]
     fn sum_of_squares() {
         let g = vector(20_011, 4);
         let want: f64 = flat(&g)[5..].iter().map(|&x| (x as f64).powi(2)).sum();
-        let got = sum_squares(&g, &[5..6, 6..20_011]).unwrap();
+        let got = sum_squares(&g, &[5..6, 6..20_011]).unwrap().read().unwrap();
         assert!((got / want - 1.0).abs() < 1e-6, "{got} {want}");
+        assert!(sum_squares(&g, std::slice::from_ref(&(5..20_012))).is_err());
     }
 }

@@ -1,17 +1,20 @@
 //! A CUDA device: kernels from the module that `build.rs` compiled, products by cuBLAS, all on candle's stream, so in the order
-//! in which they are asked for. Nothing here waits for the device.
+//! in which they are asked for. Nothing here waits for the device but [`Words::wait`].
 
 use super::{Args, Gemm, Grid, size};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, PinnedHostSlice, result,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
-use candle_core::cuda_backend::{WrapErr, gemm_reduced_precision_f32};
-use candle_core::{CudaDevice, DType, Result};
+use candle_core::cuda_backend::{CudaDType, WrapErr, gemm_reduced_precision_f32};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, DType, Result, Shape, Storage, Tensor};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// All kernels: code for compute capability 9.0, and PTX of 8.0 that the driver compiles for others.
+/// All kernels: code for compute capability 8.x and 9.0, and PTX of 8.0 that the driver compiles for others.
 static MODULE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
 
 /// A device during one launch of an op.
@@ -28,6 +31,8 @@ struct State {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<String, CudaFunction>>,
     constants: Mutex<HashMap<Vec<u32>, Arc<CudaSlice<u32>>>>,
+    /// Host memory that a device can write, of [`Words`] that were read. To ask for some waits for the device.
+    pinned: Mutex<Vec<PinnedHostSlice<u64>>>,
 }
 
 /// Constants kept before they are all dropped: prefix sums of batches and lists of parameters, which come again.
@@ -59,8 +64,12 @@ impl<'a> Gpu<'a> {
             Some(state) => state.clone(),
             None => {
                 let module = stream.context().load_module(Ptx::from_binary(MODULE.to_vec())).w()?;
-                let (functions, constants) = (Mutex::default(), Mutex::default());
-                let state = Arc::new(State { _stream: stream.clone(), module, functions, constants });
+                // Sums in f32 also where a product over a great depth is cut in parts.
+                let exact = blas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+                // SAFETY: the handle of a device that is open.
+                unsafe { blas::cublasSetMathMode(*device.cublas_handle().handle(), exact) }.result().w()?;
+                let (functions, constants, pinned) = (Mutex::default(), Mutex::default(), Mutex::default());
+                let state = Arc::new(State { _stream: stream.clone(), module, functions, constants, pinned });
                 states.insert(key, state.clone());
                 state
             }
@@ -151,13 +160,32 @@ impl<'a> Gpu<'a> {
                 if constants.len() >= KEPT {
                     constants.clear();
                 }
-                let slice = Arc::new(self.stream.clone_htod(values).w()?);
+                let slice = Arc::new(copied(&self.stream, values)?);
                 constants.insert(values.to_vec(), slice.clone());
                 slice
             }
         };
         let at = slice.device_ptr(&self.stream).0;
         Ok(Memory::Constant(at, slice))
+    }
+
+    /// Copies words of 64 bits to the host, behind the work that the stream was given before.
+    pub fn fetch(&self, from: &[u64]) -> Result<Words> {
+        let context = self.stream.context();
+        let mut pinned = lock(&self.state.pinned);
+        let fits = pinned.iter().position(|room| room.len() >= from.len());
+        let mut room = match fits {
+            Some(i) => pinned.swap_remove(i),
+            // SAFETY: what is read of it was written before.
+            None => unsafe { context.alloc_pinned_with_flags(from.len().next_multiple_of(LEAST_PINNED), 0) }.w()?,
+        };
+        context.bind_to_thread().w()?;
+        for (to, at) in room.as_mut_slice().w()?.chunks_exact_mut(1).zip(from) {
+            // SAFETY: a number in this device's memory; what it goes to lives until the event has come.
+            unsafe { result::memcpy_dtoh_async(to, *at, self.stream.cu_stream()) }.w()?;
+        }
+        let event = self.stream.record_event(None).w()?;
+        Ok(Words { event, room: Some(room), count: from.len(), state: self.state.clone() })
     }
 
     /// Copies memory.
@@ -173,6 +201,71 @@ impl<'a> Gpu<'a> {
         // SAFETY: a view's memory on this device, by the launch that asks.
         unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }.w()
     }
+}
+
+/// Words that a device copies to the host.
+pub struct Words {
+    event: CudaEvent,
+    /// There until this is dropped.
+    room: Option<PinnedHostSlice<u64>>,
+    count: usize,
+    state: Arc<State>,
+}
+
+/// Words of host memory that are asked for at once: a window's losses, and more of them seldom.
+const LEAST_PINNED: usize = 64;
+
+impl Words {
+    /// Waits until they are there.
+    pub fn wait(self) -> Result<Vec<u64>> {
+        self.event.synchronize().w()?;
+        let room = self.room.as_ref().map(PinnedHostSlice::as_slice).transpose().w()?;
+        Ok(room.unwrap_or_default()[..self.count].to_vec())
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // Nobody else may get the memory while the device may still write it.
+        if let (Some(room), Ok(())) = (self.room.take(), self.event.synchronize()) {
+            lock(&self.state.pinned).push(room);
+        }
+    }
+}
+
+impl std::fmt::Debug for Words {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} words of a device", self.count)
+    }
+}
+
+/// What lies in a device's memory.
+pub trait Value: CudaDType + DeviceRepr {}
+impl<T: CudaDType + DeviceRepr> Value for T {}
+
+/// A tensor of these values.
+pub fn upload<T: Value>(values: &[T], shape: Shape, device: &CudaDevice) -> Result<Tensor> {
+    let slice = copied(&device.cuda_stream(), values)?;
+    let storage = Storage::Cuda(T::wrap_cuda_slice(slice, device.clone()));
+    Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
+}
+
+/// Bytes of the host's memory that CUDA copies to a device without waiting for it ("Asynchronous Concurrent Execution" in
+/// its programming guide): it keeps them beside the command.
+const INLINE_BYTES: usize = 64 << 10;
+
+/// Values on the device, copied in pieces that nobody waits for.
+fn copied<T: DeviceRepr>(stream: &Arc<CudaStream>, values: &[T]) -> Result<CudaSlice<T>> {
+    // SAFETY: all of it is written below.
+    let slice = unsafe { stream.alloc::<T>(values.len().max(1)) }.w()?;
+    stream.context().bind_to_thread().w()?;
+    let mut at = slice.device_ptr(stream).0;
+    for piece in values.chunks(INLINE_BYTES / size_of::<T>()) {
+        // SAFETY: within what was just allocated.
+        unsafe { result::memcpy_htod_async(at, piece, stream.cu_stream()) }.w()?;
+        at += size_of_val(piece) as u64;
+    }
+    Ok(slice)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -7,7 +7,7 @@ mod device;
 mod emulator;
 
 #[cfg(feature = "cuda")]
-pub use device::{Gpu, Memory};
+pub use device::{Gpu, Memory, Value, Words, upload};
 #[cfg(not(feature = "cuda"))]
 pub use emulator::{Gpu, Memory};
 
