@@ -189,19 +189,27 @@ fn tags_and_questions_come_from_the_cache_too() {
     };
     w.write("train.jsonl", &((0..145).map(question).collect::<String>() + "{}\n"));
     w.write("dev.jsonl", &question(0));
-    for (kind, train, eval, other, warned) in [
-        ("tokens", "train.conll", "dev.conll", "data.convert_tags=iobes", "1 sentences are left out"),
-        ("span", "train.jsonl", "dev.jsonl", "data.max_length=33", "1 answer was not at"),
+    let tokens = ["1 sentences are left out", "rename_labels has \"B-Y\""];
+    for (kind, train, eval, other, more, warned) in [
+        (
+            "tokens",
+            "train.conll",
+            "dev.conll",
+            "data.convert_tags=iobes",
+            "rename_labels = { B-Y = \"B-X\" }\n",
+            &tokens[..],
+        ),
+        ("span", "train.jsonl", "dev.jsonl", "data.max_length=33", "", &["1 answer was not at"]),
     ] {
         let config = format!(
             "[model]\npath = \"{MODEL}\"\n[task]\nkind = \"{kind}\"\n[data]\ntrain = \"{train}\"\neval = \"{eval}\"\n\
-             max_length = 32\non_bad_row = \"skip\"\n[train]\nepochs = 1\n[output]\ndir = \"run\"\n"
+             max_length = 32\non_bad_row = \"skip\"\n{more}[train]\nepochs = 1\n[output]\ndir = \"run\"\n"
         );
         w.write("cls.toml", &config);
         let before = w.entries(&cache).len();
         let first = w.dry_run(&cache, &[]);
-        assert_eq!((&first.1[..], first.2.len()), (&[false, false][..], 1), "{first:?}");
-        assert!(first.2[0].contains(warned), "{first:?}");
+        assert_eq!((&first.1[..], first.2.len()), (&[false, false][..], warned.len()), "{first:?}");
+        assert!(first.2.iter().zip(warned).all(|(message, warned)| message.contains(warned)), "{first:?}");
         assert_eq!(first.0[0]["skipped"], 1, "{first:?}");
         assert_eq!(w.entries(&cache).len(), before + 1, "the small file is read again");
         let from_cache = (first.0.clone(), vec![true, false], first.2.clone());

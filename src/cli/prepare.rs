@@ -152,6 +152,9 @@ impl Prepared {
             let (loaded, sha256s) = loader.kept(files, &(&options, form, rename), reporter, read)?;
             contents.extend(sha256s);
             tell_empty(&loaded, files, reporter);
+            if split == "train" {
+                warn_of_unused(&loaded.unused_renames, reporter);
+            }
             skipped.insert(split.to_owned(), loaded.skipped.clone());
             Ok::<_, Error>(loaded)
         };
@@ -246,7 +249,7 @@ impl Prepared {
 /// A key of `rename_labels` that no row has is most likely misspelt.
 fn warn_of_unused(names: &[String], reporter: &mut dyn Reporter) {
     for name in names {
-        let message = format!("data.rename_labels has \"{name}\", which is the label of no training row");
+        let message = format!("data.rename_labels has \"{name}\", which is the label of nothing in the training data");
         reporter.event(&Event::Warning { message });
     }
 }

@@ -20,6 +20,7 @@ struct Rest {
     names: Vec<(String, usize, u64)>,
     skipped: Skipped,
     empty: usize,
+    unused_renames: Vec<String>,
 }
 
 impl Kept for Loaded {
@@ -30,6 +31,7 @@ impl Kept for Loaded {
             names: self.names.clone(),
             skipped: self.skipped.clone(),
             empty: self.empty,
+            unused_renames: self.unused_renames.clone(),
         };
         let words = [
             bytemuck::cast_slice(&self.places.lines),
@@ -53,6 +55,7 @@ impl Kept for Loaded {
             names: rest.names,
             skipped: rest.skipped,
             empty: rest.empty,
+            unused_renames: rest.unused_renames,
         };
         loaded.fits().then_some(loaded)
     }

@@ -1,6 +1,6 @@
 //! Files of sentences to tokens and labels.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -35,6 +35,8 @@ pub struct Loaded {
     pub skipped: Skipped,
     /// Sentences of words that the tokenizer makes nothing of.
     pub empty: usize,
+    /// Keys of the renaming that no sentence has as a tag.
+    pub unused_renames: Vec<String>,
 }
 
 /// What tags must be, and what becomes of them.
@@ -100,6 +102,8 @@ pub struct Gathering<'a> {
     names: Vec<(String, usize, u64)>,
     index: HashMap<String, u32>,
     empty: usize,
+    /// Keys of `rename` that were met.
+    renamed: HashSet<&'a str>,
     /// Whether sentences without tokens are kept.
     keep_empty: bool,
 }
@@ -125,6 +129,7 @@ impl<'a> Gathering<'a> {
             names: vec![],
             index: HashMap::new(),
             empty: 0,
+            renamed: HashSet::new(),
             keep_empty: false,
         }
     }
@@ -144,6 +149,8 @@ impl<'a> Gathering<'a> {
         let mut piece = Piece::default();
         for (sentence, encoded) in chunk.iter().zip(encoded) {
             let (ids, words) = encoded.map_err(|e| Error::at_line(&sentence.file, sentence.line, e))?;
+            let met = sentence.tags.iter().flatten().filter_map(|tag| self.rename.get_key_value(tag));
+            self.renamed.extend(met.map(|(key, _)| key.as_str()));
             let written = match prepared(sentence, self.form, self.rename) {
                 Ok(written) => written,
                 Err((word, message)) => {
@@ -179,7 +186,9 @@ impl<'a> Gathering<'a> {
 
     /// All that were kept.
     pub fn finish(self) -> Loaded {
+        let unused = self.rename.keys().filter(|key| !self.renamed.contains(key.as_str()));
         Loaded {
+            unused_renames: unused.cloned().collect(),
             tokens: self.arrays.finish(self.seen),
             word_ends: Array::Owned(self.word_ends),
             ends: Array::Owned(self.ends),

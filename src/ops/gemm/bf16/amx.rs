@@ -1,10 +1,9 @@
-//! Tiles by AMX (`tdpbf16ps`): 32 × [`PANEL`] f32 sums in four tiles, two tiles each for the operands.
+//! Tiles by AMX (`tdpbf16ps`): 32 × 32 f32 sums in four tiles, two tiles each for the operands.
 //!
 //! Written in `asm!`, as stable Rust has no AMX intrinsics. Tile registers are no operands there: each block names what it
 //! clobbers, and between blocks nothing of ours relies on their content but the configuration, which [`Session`] holds.
 
-use super::pack::DEPTH;
-use crate::ops::gemm::drive::PANEL;
+use super::pack::{DEPTH, IN_TILES, SQUARE};
 use half::bf16;
 use std::arch::asm;
 use std::marker::PhantomData;
@@ -51,13 +50,15 @@ impl Session {
         Self(PhantomData)
     }
 
-    /// `c[ROWS, PANEL] = a[ROWS, k] · b[k, PANEL]`; `k` is a multiple of [`DEPTH`] and not 0.
+    /// `c[ROWS, 32] = a[ROWS, k] · b[k, 32]`; `k` is a multiple of [`DEPTH`] and not 0.
+    ///
+    /// `a` passes once for every panel of a task, so it asks for no place in L1 (`t1`), which the panel keeps.
     ///
     /// # Safety
-    /// `a` has [`ROWS`] rows `lda` apart, `b` is a packed panel of depth `k`, `c`, with its row stride, has
-    /// room.
+    /// `a` has [`ROWS`] rows `lda` apart, or lies in tiles, where `lda` is [`IN_TILES`]; `b` is a packed panel of depth `k`, `c`, with its row stride, has room.
     pub unsafe fn tile(&self, k: usize, a: *const bf16, lda: usize, b: *const bf16, (c, ldc): (*mut f32, usize)) {
         debug_assert!(k > 0 && k.is_multiple_of(DEPTH));
+        let step = if lda == IN_TILES { 2 * SQUARE * size_of::<bf16>() } else { TILE_BYTES };
         let (lda, ldc) = (lda * size_of::<bf16>(), ldc * size_of::<f32>());
         // SAFETY: reads `k / DEPTH` blocks of both operands and writes the whole of `c`, by the caller's promise.
         unsafe {
@@ -67,16 +68,16 @@ impl Session {
                 "tilezero tmm2",
                 "tilezero tmm3",
                 "2:",
-                "tileloadd tmm4, [{a} + {lda}]",
-                "tileloadd tmm6, [{b} + {panel}]",
-                "tileloadd tmm7, [{b} + {panel} + 64]",
+                "tileloaddt1 tmm4, [{a} + {lda}]",
+                "tileloadd tmm6, [{b} + {row}]",
+                "tileloadd tmm7, [{b} + {row} + 1024]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{low} + {lda}]",
+                "tileloaddt1 tmm5, [{low} + {lda}]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {a}, 64",
-                "add {low}, 64",
+                "add {a}, {step}",
+                "add {low}, {step}",
                 "add {b}, 2048",
                 "dec {blocks}",
                 "jnz 2b",
@@ -89,8 +90,8 @@ impl Session {
                 b = inout(reg) b => _,
                 blocks = inout(reg) k / DEPTH => _,
                 lda = in(reg) lda,
-                // Bytes of a panel's row of bf16 pairs.
-                panel = in(reg) PANEL * 4,
+                step = in(reg) step,
+                row = in(reg) TILE_BYTES,
                 c = in(reg) c,
                 c_low = in(reg) c.wrapping_byte_add(TILE_ROWS * ldc),
                 ldc = in(reg) ldc,

@@ -1,5 +1,6 @@
 //! Tiles by AVX512-BF16 (`vdpbf16ps`): up to [`ROWS`] × [`PANEL`] f32 sums in registers.
 
+use super::pack::{DEPTH, SQUARE};
 use crate::ops::gemm::drive::PANEL;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -7,7 +8,7 @@ use std::arch::x86_64::*;
 /// Rows of a full tile: 24 of the 32 registers hold sums, two the panel's row, one an element of `a`.
 pub const ROWS: usize = 12;
 
-/// `c[rows, PANEL] = a[rows, k] · b[k, PANEL]` for 1 to [`ROWS`] rows; `k` is even.
+/// `c[rows, PANEL] = a[rows, k] · b[k, PANEL]` for 1 to [`ROWS`] rows; `k` is a multiple of [`DEPTH`].
 ///
 /// # Safety
 /// The machine has AVX512-BF16; `a` has `rows` rows `lda` apart, `b` is a packed panel of depth `k`, `c`, with its row
@@ -30,14 +31,18 @@ unsafe fn rows_of<const R: usize>(k: usize, a: *const bf16, lda: usize, b: *cons
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     // SAFETY: all reads are inside `a` and `b`, all writes inside `c`, by the caller's promise.
     unsafe {
-        for pair in 0..k / 2 {
-            let row = b.add(pair * 2 * PANEL);
-            let (b0, b1) = (pairs(_mm512_loadu_si512(row.cast())), pairs(_mm512_loadu_si512(row.add(PANEL).cast())));
-            for (i, sums) in sums.iter_mut().enumerate() {
-                let x: i32 = a.add(i * lda + pair * 2).cast::<i32>().read_unaligned();
-                let x = pairs(_mm512_set1_epi32(x));
-                sums[0] = _mm512_dpbf16_ps(sums[0], x, b0);
-                sums[1] = _mm512_dpbf16_ps(sums[1], x, b1);
+        for block in 0..k / DEPTH {
+            let (a, b) = (a.add(block * DEPTH), b.add(block * DEPTH * PANEL));
+            for pair in 0..DEPTH / 2 {
+                let row = b.add(pair * 32);
+                let (b0, b1) =
+                    (pairs(_mm512_loadu_si512(row.cast())), pairs(_mm512_loadu_si512(row.add(SQUARE).cast())));
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let x: i32 = a.add(i * lda + pair * 2).cast::<i32>().read_unaligned();
+                    let x = pairs(_mm512_set1_epi32(x));
+                    sums[0] = _mm512_dpbf16_ps(sums[0], x, b0);
+                    sums[1] = _mm512_dpbf16_ps(sums[1], x, b1);
+                }
             }
         }
         for (i, sums) in sums.iter().enumerate() {

@@ -107,11 +107,16 @@ impl Format for bf16 {
     unsafe fn transposed_times(a: &Src<'_>, b: &Src<'_>, out: Out<'_, Self>) -> Result<()> {
         let (engine, tokens, m, n) = (engine()?, a.rows, a.cols, b.cols);
         let depth = pack::padded_depth(tokens);
-        let lda = pack::row_stride(depth);
-        let (a_len, b_len) = (m * lda, pack::packed_len(tokens, n));
-        Self::with_room(a_len + b_len, |room| {
+        let in_tiles = engine == Engine::Amx;
+        let lda = if in_tiles { pack::IN_TILES } else { pack::row_stride(depth) };
+        let a_len = if in_tiles { pack::packed_len(tokens, m) } else { m * lda };
+        Self::with_room(a_len + pack::packed_len(tokens, n), |room| {
             let (to_a, to_b) = room.split_at_mut(a_len);
-            pack::transpose(to_a, a.values()?, tokens, m, a.stride);
+            if in_tiles {
+                pack::transpose_to_tiles(to_a, a.values()?, tokens, m, a.stride);
+            } else {
+                pack::transpose(to_a, a.values()?, tokens, m, a.stride);
+            }
             pack::rows(to_b, b.values::<bf16>()?, tokens, n, b.stride);
             // SAFETY: by the caller's promise; both operands are packed for this product.
             unsafe { operands::run(engine, Product { m, n, k: depth, a: to_a, lda, b: to_b }, out) };

@@ -1,6 +1,6 @@
 //! The operands of a bf16 product and the kernels that multiply them.
 
-use super::pack::{padded_depth, row_stride};
+use super::pack::{DEPTH, IN_TILES, padded_depth, row_stride};
 use super::{Engine, plain};
 use crate::ops::gemm::drive::{self, Operands, PANEL};
 use crate::ops::gemm::epilogue::{Out, Place};
@@ -12,7 +12,7 @@ const PASS_DEPTH: usize = 1024;
 /// Addresses this far apart share a set of L1 (64 sets of 64 bytes).
 const L1_PERIOD: usize = 4096;
 
-/// `a[m, k] · b[k, n]`, `a` with rows `lda` apart, `b` packed.
+/// `a[m, k] · b[k, n]`, `a` with rows `lda` apart or, for AMX, in tiles ([`IN_TILES`]), `b` packed.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     pub m: usize,
@@ -110,8 +110,11 @@ impl Operands for Packed<'_> {
     }
 
     unsafe fn tile(&self, session: &mut Session, at: Place, depth: usize, k: usize, c: (*mut f32, usize)) {
-        let Product { a, lda, b, .. } = self.product;
-        let (a, b) = (&a[at.row * lda + depth..], &b[(at.col / PANEL * self.product.k + depth) * PANEL..][..k * PANEL]);
+        let Product { a, lda, b, k: whole, .. } = self.product;
+        let in_tiles = lda == IN_TILES;
+        // Whole tiles of rows come before, each of the whole depth, and whole tiles of depth in its own.
+        let a = &a[if in_tiles { at.row * whole + depth * DEPTH } else { at.row * lda + depth }..];
+        let b = &b[(at.col / PANEL * whole + depth) * PANEL..][..k * PANEL];
         match session {
             Session::Plain => {
                 let len = (at.rows - 1) * c.1 + PANEL;
@@ -122,8 +125,8 @@ impl Operands for Packed<'_> {
             #[cfg(target_arch = "x86_64")]
             Session::Avx512 => unsafe { super::avx512::tile(at.rows, k, a.as_ptr(), lda, b.as_ptr(), c) },
             #[cfg(target_arch = "x86_64")]
-            Session::Amx { tiles, .. } if at.rows == super::amx::ROWS => {
-                // SAFETY: as above.
+            Session::Amx { tiles, .. } if at.rows == super::amx::ROWS || whole > DEPTH && in_tiles => {
+                // SAFETY: as above; the last rows have zeros behind them where `a` lies in tiles.
                 unsafe { tiles.tile(k, a.as_ptr(), lda, b.as_ptr(), c) }
             }
             #[cfg(target_arch = "x86_64")]

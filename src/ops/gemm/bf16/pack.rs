@@ -1,8 +1,9 @@
 //! Packing operands for the bf16 kernels.
 //!
-//! A packed `b: [depth, cols]` is panels of [`PANEL`] columns, each `[depth / 2][PANEL][2]`: the values of two successive
-//! depths side by side, as AVX512-BF16 and AMX multiply them. A row of a panel is two vector registers or the rows of two
-//! tiles. Depth is padded to [`DEPTH`] and columns to a whole panel with zeros.
+//! A packed `b: [depth, cols]` is panels of [`PANEL`] columns, each blocks of [`DEPTH`], each two squares
+//! `[DEPTH / 2][16][2]`: the values of two successive depths side by side, as AVX512-BF16 and AMX multiply them. A square is an
+//! AMX tile whose rows follow one another, its row a vector register. Depth is padded to [`DEPTH`] and columns to a whole panel
+//! with zeros.
 //!
 //! Each function stands beside its definition in the tests.
 
@@ -13,6 +14,8 @@ use half::bf16;
 
 /// Depth is a multiple of this: one AMX tile's.
 pub const DEPTH: usize = 32;
+/// Values of a square.
+pub const SQUARE: usize = DEPTH * 16;
 
 pub fn padded_depth(depth: usize) -> usize {
     depth.next_multiple_of(DEPTH)
@@ -52,14 +55,11 @@ pub fn columns_of_rows(to: &mut [bf16], w: &[f32], cols: usize, depth: usize, st
             // SAFETY: panels are disjoint.
             let to = as_pairs(unsafe { to.range(p * panel..(p + 1) * panel) });
             for (block, to) in to.chunks_exact_mut(DEPTH / 2 * PANEL).enumerate() {
-                for half in 0..PANEL / 16 {
+                for (half, square) in squares(to).iter_mut().enumerate() {
                     let (row, col) = (p * PANEL + half * 16, block * DEPTH);
-                    let mut pairs = [[0u32; 16]; 16];
-                    pair_up(&mut pairs, w, row, cols, col, depth, stride);
-                    transpose16(&mut pairs);
-                    for (to, from) in to.chunks_exact_mut(PANEL).zip(&pairs) {
-                        to[half * 16..][..16].copy_from_slice(from);
-                    }
+                    *square = [[0; 16]; 16];
+                    pair_up(square, w, row, cols, col, depth, stride);
+                    transpose16(square);
                 }
             }
         }
@@ -76,12 +76,8 @@ pub fn transpose(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride:
             for block in 0..blocks {
                 let mut pairs = [0u32; DEPTH / 2 * PANEL];
                 interleave(&mut pairs, x, block * DEPTH, depth, p * PANEL, cols, stride);
-                for half in 0..PANEL / 16 {
-                    let mut square = [[0u32; 16]; 16];
-                    for (to, from) in square.iter_mut().zip(pairs.chunks_exact(PANEL)) {
-                        to.copy_from_slice(&from[half * 16..][..16]);
-                    }
-                    transpose16(&mut square);
+                for (half, square) in squares(&mut pairs).iter_mut().enumerate() {
+                    transpose16(square);
                     let first = p * PANEL + half * 16;
                     for (c, row) in square.iter().enumerate().take(cols.saturating_sub(first)) {
                         let at = (first + c) * to_stride + block * DEPTH;
@@ -93,6 +89,31 @@ pub fn transpose(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride:
             }
         }
     });
+}
+
+/// Stands for the distance of the rows of `a` where it lies in tiles ([`transpose_to_tiles`]): that of a tile's. A matrix whose rows
+/// are so near one another is no deeper than a tile, and lies the same in both ways.
+pub const IN_TILES: usize = DEPTH;
+
+/// The same in squares as AMX loads them: of each [`PANEL`] rows of `xᵀ` blocks of [`DEPTH`], each two tiles of 16 rows. Zero past
+/// `depth` and `cols`; as long as a packed `x`.
+pub fn transpose_to_tiles(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride: usize) {
+    let (panel, to) = (padded_depth(depth) * PANEL, Shared::new(to));
+    for_chunks(cols.div_ceil(PANEL), 1, |_, panels| {
+        for p in panels {
+            // SAFETY: panels are disjoint.
+            let to = as_pairs(unsafe { to.range(p * panel..(p + 1) * panel) });
+            for (block, to) in to.chunks_exact_mut(DEPTH / 2 * PANEL).enumerate() {
+                interleave(to, x, block * DEPTH, depth, p * PANEL, cols, stride);
+                squares(to).iter_mut().for_each(transpose16);
+            }
+        }
+    });
+}
+
+/// The squares of a block.
+fn squares(block: &mut [u32]) -> &mut [[[u32; 16]; 16]] {
+    bytemuck::cast_slice_mut(block)
 }
 
 fn as_pairs(values: &mut [bf16]) -> &mut [u32] {
@@ -109,20 +130,25 @@ fn bits<T: Real>(x: T) -> u32 {
 }
 
 simd! {
-    /// One block of a panel: `to[DEPTH / 2][PANEL]` pairs of rows `row…` and columns `col…` of `x: [rows, cols]`.
+    /// One block of a panel: two squares of pairs of rows `row…` and columns `col…` of `x: [rows, cols]`.
     fn interleave[T](to: &mut [u32], x: &[T], row: usize, rows: usize, col: usize, cols: usize, stride: usize) {
-        let width = PANEL.min(cols - col);
-        for (pair, to) in to.chunks_exact_mut(PANEL).enumerate() {
+        let (first, second) = to.split_at_mut(SQUARE / 2);
+        for (pair, to) in first.chunks_exact_mut(16).zip(second.chunks_exact_mut(16)).enumerate() {
             let r = row + 2 * pair;
-            if r + 1 < rows && width == PANEL {
+            if r + 1 < rows && col + PANEL <= cols {
                 let (a, b) = (&x[r * stride + col..][..PANEL], &x[(r + 1) * stride + col..][..PANEL]);
-                for j in 0..PANEL {
-                    to[j] = bits(a[j]) | bits(b[j]) << 16;
+                for j in 0..16 {
+                    to.0[j] = bits(a[j]) | bits(b[j]) << 16;
+                }
+                for j in 0..16 {
+                    to.1[j] = bits(a[16 + j]) | bits(b[16 + j]) << 16;
                 }
             } else {
-                for (j, to) in to.iter_mut().enumerate() {
-                    let at = |r: usize| if r < rows && j < width { bits(x[r * stride + col + j]) } else { 0 };
-                    *to = at(r) | at(r + 1) << 16;
+                let at = |r: usize, c: usize| if r < rows && c < cols { bits(x[r * stride + c]) } else { 0 };
+                for j in 0..16 {
+                    let (left, right) = (col + j, col + 16 + j);
+                    to.0[j] = at(r, left) | at(r + 1, left) << 16;
+                    to.1[j] = at(r, right) | at(r + 1, right) << 16;
                 }
             }
         }
@@ -165,7 +191,9 @@ mod tests {
         let mut out = vec![bf16::ZERO; packed_len(depth, cols)];
         for (p, k, j) in (0..panels).flat_map(|p| (0..d).flat_map(move |k| (0..PANEL).map(move |j| (p, k, j)))) {
             if k < depth && p * PANEL + j < cols {
-                out[p * d * PANEL + (k / 2) * PANEL * 2 + j * 2 + k % 2] = at(k, p * PANEL + j);
+                let (block, square) = (p * d / DEPTH + k / DEPTH, j / 16);
+                let within = (k % DEPTH / 2) * 32 + (j % 16) * 2 + k % 2;
+                out[(block * 2 + square) * SQUARE + within] = at(k, p * PANEL + j);
             }
         }
         out
@@ -199,6 +227,15 @@ mod tests {
                 for (j, k) in (0..cols).flat_map(|j| (0..d).map(move |k| (j, k))) {
                     let want = if k < depth { bf16::from_f32(x[k * stride + j]) } else { bf16::ZERO };
                     assert!(to[j * to_stride + k] == want, "transpose of [{depth}, {cols}] at {j}, {k}");
+                }
+                let mut to = stale();
+                transpose_to_tiles(&mut to, &round(&x), depth, cols, stride);
+                for (j, k) in (0..cols.next_multiple_of(PANEL)).flat_map(|j| (0..d).map(move |k| (j, k))) {
+                    let inside = k < depth && j < cols;
+                    let want = if inside { bf16::from_f32(x[k * stride + j]) } else { bf16::ZERO };
+                    let tile = (j / PANEL * (d / DEPTH) + k / DEPTH) * 2 + j % PANEL / 16;
+                    let got = to[tile * SQUARE + j % 16 * DEPTH + k % DEPTH];
+                    assert!(got == want, "tiles of [{depth}, {cols}] at {j}, {k}");
                 }
             }
         }
