@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn libraries_are_found_by_name_and_version() {
-        let program = b"\0libcublas.so.13\0libcudart.so.13\0libcublas.so\0libcublas.so.13\0libcurand.so.10\0libnvrtc.so.9 other text\0libnvrtc.so.1";
+        let program = b"\0libcublas.so.13\0libcudart.so.13\0libcublas.so\0libcublas.so.13\0libcurand.so.10\0\
+                        libnvrtc.so.9 other text\0libnvrtc.so.1";
         assert_eq!(libraries(program), ["libcudart.so.13", "libcublas.so.13", "libcurand.so.10"]);
         assert_eq!(libraries(b""), [""; 0]);
     }

@@ -85,7 +85,7 @@ impl Objective {
     fn row_weights(&self, classes: &[u32], device: &Device) -> Result<Option<Tensor>> {
         let Some(weights) = &self.class_weights else { return Ok(None) };
         let weights: Vec<f32> = classes.iter().map(|&c| weights[c as usize]).collect();
-        Ok(Some(Tensor::from_vec(weights, (classes.len(), 1), device)?))
+        Ok(Some(to_device(&weights, (classes.len(), 1), device)?))
     }
 
     fn cross_entropy_sum(&self, log_p: &Tensor, classes: &[u32]) -> Result<Tensor> {
@@ -114,7 +114,7 @@ impl Objective {
 }
 
 /// Of `logits: [rows, labels]` over the labels.
-fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+pub(super) fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let top = logits.max_keepdim(D::Minus1)?.detach();
     let shifted = logits.broadcast_sub(&top)?;
     let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;

@@ -265,6 +265,33 @@ mod tests {
         assert_eq!(spread, [[1., NEVER], [10., NEVER], [2., 3.], [20., 30.]]);
     }
 
+    /// Of rows that pass once, and twice as under R-Drop.
+    #[test]
+    fn the_loss_by_row_is_autograds_own() {
+        let device = &Device::Cpu;
+        for lengths in [&[3u32, 1, 4][..], &[2, 3, 2, 3]] {
+            let n = lengths.iter().sum::<u32>() as usize;
+            let values: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.7).sin() * 2.0).collect();
+            let logits = Var::from_tensor(&Tensor::from_vec(values, (n, 2), device).unwrap()).unwrap();
+            let places: Vec<u32> = lengths.iter().flat_map(|len| [len - 1, 0]).collect();
+            let places = Tensor::from_vec(places, (2 * lengths.len(), 1), device).unwrap();
+            let loss = |scores: &Tensor| {
+                let log_p = crate::heads::objective::log_softmax(scores)?;
+                Ok((log_p.gather(&places, 1)?.sum_all()? * -0.5)?)
+            };
+            let want = loss(&by_row(logits.as_tensor(), lengths).unwrap()).unwrap();
+            let got = loss_by_row(logits.as_tensor(), lengths, loss).unwrap();
+            assert_eq!(got.to_scalar::<f32>().unwrap(), want.to_scalar::<f32>().unwrap());
+            let slope = |loss: &Tensor| {
+                let grads = (loss * 3.0).unwrap().backward().unwrap();
+                grads.get(&logits).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let (got, want) = (slope(&got), slope(&want));
+            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-6), "{got:?} {want:?}");
+            assert!(want.iter().any(|w| w.abs() > 0.1));
+        }
+    }
+
     fn row(len: u32, context: std::ops::Range<u32>) -> SpanRow {
         SpanRow { question: 0, len, context, from: 5, answer: [0, 0] }
     }

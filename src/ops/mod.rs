@@ -205,6 +205,7 @@ fn cuda_address(storage: &candle_core::CudaStorage) -> Result<(u64, DType)> {
         CudaStorageSlice::F32(s) => (s.device_ptr(&stream).0, DType::F32),
         CudaStorageSlice::BF16(s) => (s.device_ptr(&stream).0, DType::BF16),
         CudaStorageSlice::U32(s) => (s.device_ptr(&stream).0, DType::U32),
+        // Read back, never a kernel's.
         CudaStorageSlice::F64(s) => (s.device_ptr(&stream).0, DType::F64),
         _ => bail!("a kernel takes f32, bf16 and u32"),
     })
@@ -213,6 +214,9 @@ fn cuda_address(storage: &candle_core::CudaStorage) -> Result<(u64, DType)> {
 /// What a CUDA body sees of a storage that begins at `start`.
 #[cfg(gpu)]
 fn gpu_view((start, dtype): (u64, DType), layout: &Layout) -> Result<gpu::View> {
+    if dtype == DType::F64 {
+        bail!("a kernel takes f32, bf16 and u32, not f64");
+    }
     let (range, rows, cols, stride) = matrix(layout)?;
     Ok(gpu::View { at: start + (range.start * dtype.size_in_bytes()) as u64, dtype, rows, cols, stride })
 }

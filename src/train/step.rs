@@ -158,7 +158,7 @@ impl Fetched {
         let numbers = self.numbers.wait()?;
         let (losses, squares) = numbers.split_at(numbers.len() - 1);
         let [clean, adversarial] = [&losses[..batches], &losses[batches..]].map(|sums| sums.iter().sum::<f64>());
-        let loss_sum = if adversarial.is_finite() { clean } else { adversarial };
+        let loss_sum = if clean.is_finite() && !adversarial.is_finite() { adversarial } else { clean };
         Ok(Passed { loss_sum, rows, divisor, grad_norm: squares[0].sqrt() })
     }
 }
@@ -207,7 +207,7 @@ fn is_known_broken(losses: &[Tensor]) -> Result<bool> {
 }
 
 /// Updates the weights from the gradients of [`gradients`], if their norm is finite; returns the learning rate used. A GPU is
-/// not waited for.
+/// not waited for, so the average of the weights moves in any case.
 pub fn update(model: &Model, window: &Window, config: &StepConfig, step: u64) -> Result<f64> {
     let learning_rate = config.schedule.at(step);
     let StepConfig { beta1, beta2, epsilon, max_grad_norm, .. } = *config;

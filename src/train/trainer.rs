@@ -101,9 +101,15 @@ impl Trainer<'_> {
                 _ => current.insert((epoch, Epoch::new(&self.config, self.train, epoch))),
             };
             let window: Vec<Batch> = batches.window(within).map(|rows| self.train.batch(rows)).collect();
+            let number = state.step;
             match self.step(&window, &step_config, &mut state, &mut session, before) {
                 // The step was not done: once more, in smaller batches of the same rows.
-                Err(e) if self.shrinks_batches(&e, &mut state)? => {
+                Err(e) if state.step == number => {
+                    // What is wrong with the step before comes first.
+                    self.settle(&mut state, &mut session, total)?;
+                    if !self.shrinks_batches(&e, &mut state)? {
+                        return Err(e);
+                    }
                     step_config.accumulation = self.config.gradient_accumulation_steps as u64;
                     current = None;
                     continue;

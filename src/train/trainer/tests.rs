@@ -81,6 +81,11 @@ fn a_step_that_does_not_fit_is_done_in_smaller_batches() {
     let (differs, moved) = (norm(&|a, b| a - b), norm(&|a, _| a) * 1e-4);
     assert!(differs > 0.0 && differs < moved, "{differs} {moved}");
     assert!((state.logged_loss / loss - 1.0).abs() < 1e-4, "{} {loss}", state.logged_loss);
+    // The same where the numbers of the step before are not known yet.
+    late::NUMBERS.set(true);
+    let later = train(&config).unwrap();
+    late::NUMBERS.set(false);
+    assert_eq!((&later.0, later.1.logged_loss, &later.2), (&got, state.logged_loss, &warnings));
     // Not even one row fits, and nobody asked for smaller batches.
     for (most, auto_find_batch_size) in [(0, true), (2, false)] {
         small_memory::MOST_ROWS.set(most);
@@ -108,8 +113,15 @@ fn bf16_learns_as_f32_does_on_a_gpu() {
 /// As on a GPU, where a step's numbers are read in the next one.
 #[test]
 fn numbers_that_come_late_change_nothing() {
-    let config = TrainConfig { batch_size: Some(8), logging_steps: 2, ema_decay: 0.9, ..TrainConfig::default() };
-    let broken = TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, ..config.clone() };
+    let config = TrainConfig {
+        batch_size: Some(8),
+        logging_steps: 2,
+        ema_decay: 0.9,
+        unfreeze_layers_per_epoch: 1,
+        ..TrainConfig::default()
+    };
+    let broken =
+        TrainConfig { learning_rate: 1e30, max_grad_norm: 0.0, unfreeze_layers_per_epoch: 0, ..config.clone() };
     let run = || {
         let (weights, state, events) = train_logged(&config).unwrap();
         let fields = |line: &String| {

@@ -55,7 +55,8 @@ impl Session {
     /// `a` passes once for every panel of a task, so it asks for no place in L1 (`t1`), which the panel keeps.
     ///
     /// # Safety
-    /// `a` has [`ROWS`] rows `lda` apart, or lies in tiles, where `lda` is [`IN_TILES`]; `b` is a packed panel of depth `k`, `c`, with its row stride, has room.
+    /// `a` has [`ROWS`] rows `lda` apart, or lies in tiles, where `lda` is [`IN_TILES`]; `b` is a packed panel of depth `k`, `c`,
+    /// with its row stride, has room.
     pub unsafe fn tile(&self, k: usize, a: *const bf16, lda: usize, b: *const bf16, (c, ldc): (*mut f32, usize)) {
         debug_assert!(k > 0 && k.is_multiple_of(DEPTH));
         let step = if lda == IN_TILES { 2 * SQUARE * size_of::<bf16>() } else { TILE_BYTES };

@@ -113,7 +113,7 @@ impl Operands for Packed<'_> {
         let Product { a, lda, b, k: whole, .. } = self.product;
         let in_tiles = lda == IN_TILES;
         // Whole tiles of rows come before, each of the whole depth, and whole tiles of depth in its own.
-        let a = &a[if in_tiles { at.row * whole + depth * DEPTH } else { at.row * lda + depth }..];
+        let a = &a[if in_tiles { at.row * whole + depth * PANEL } else { at.row * lda + depth }..];
         let b = &b[(at.col / PANEL * whole + depth) * PANEL..][..k * PANEL];
         match session {
             Session::Plain => {

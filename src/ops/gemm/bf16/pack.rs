@@ -91,12 +91,12 @@ pub fn transpose(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride:
     });
 }
 
-/// Stands for the distance of the rows of `a` where it lies in tiles ([`transpose_to_tiles`]): that of a tile's. A matrix whose rows
-/// are so near one another is no deeper than a tile, and lies the same in both ways.
+/// Stands for the distance of the rows of `a` where it lies in tiles ([`transpose_to_tiles`]): that of a tile's. A matrix whose
+/// rows are so near one another is no deeper than a tile, and lies the same in both ways.
 pub const IN_TILES: usize = DEPTH;
 
-/// The same in squares as AMX loads them: of each [`PANEL`] rows of `xᵀ` blocks of [`DEPTH`], each two tiles of 16 rows. Zero past
-/// `depth` and `cols`; as long as a packed `x`.
+/// The same in squares as AMX loads them: of each [`PANEL`] rows of `xᵀ` blocks of [`DEPTH`], each two tiles of 16 rows. Zero
+/// past `depth` and `cols`; as long as a packed `x`.
 pub fn transpose_to_tiles(to: &mut [bf16], x: &[bf16], depth: usize, cols: usize, stride: usize) {
     let (panel, to) = (padded_depth(depth) * PANEL, Shared::new(to));
     for_chunks(cols.div_ceil(PANEL), 1, |_, panels| {

@@ -9,8 +9,8 @@ use half::bf16;
 pub const ROWS: usize = 8;
 
 simd! {
-    /// `c[rows, PANEL] = a[rows, k] · b[k, PANEL]`; `k` is a multiple of [`DEPTH`], rows of `a` are `lda` apart, those of `c` `ldc`, `b` is a packed
-    /// panel.
+    /// `c[rows, PANEL] = a[rows, k] · b[k, PANEL]`; `k` is a multiple of [`DEPTH`], rows of `a` are `lda` apart, those of
+    /// `c` `ldc`, `b` is a packed panel.
     pub fn tile(rows: usize, k: usize, a: &[bf16], lda: usize, b: &[bf16], c: &mut [f32], ldc: usize) {
         for i in 0..rows {
             let mut sums = [0f32; PANEL];
