@@ -85,7 +85,7 @@ fn a_step_that_does_not_fit_is_done_in_smaller_batches() {
     late::NUMBERS.set(true);
     let later = train(&config).unwrap();
     late::NUMBERS.set(false);
-    assert_eq!((&later.0, later.1.logged_loss, &later.2), (&got, state.logged_loss, &warnings));
+    assert!(later.0 == got && later.1.logged_loss == state.logged_loss && later.2.len() == 2, "{:?}", later.2);
     // Not even one row fits, and nobody asked for smaller batches.
     for (most, auto_find_batch_size) in [(0, true), (2, false)] {
         small_memory::MOST_ROWS.set(most);
@@ -138,7 +138,8 @@ fn numbers_that_come_late_change_nothing() {
     late::NUMBERS.set(true);
     let later = run();
     late::NUMBERS.set(false);
-    assert_eq!(at_once, later);
+    assert!(at_once.0 == later.0, "the weights differ");
+    assert_eq!((at_once.1, &at_once.2, &at_once.3), (later.1, &later.2, &later.3));
     assert_eq!(at_once.2.iter().filter(|event| event["event"] == "step").count(), 4, "{:?}", at_once.2);
     assert!(at_once.3.starts_with("step 2: the loss is NaN on the rows at t lines"), "{}", at_once.3);
 }
