@@ -34,8 +34,9 @@ impl Machine {
     /// A program that says it has kernels for CUDA `version`, and names the libraries that it would load.
     fn with_script(self, version: i32, script: &str) -> Self {
         let path = self.path("bertft-cuda");
-        let says = format!("bertft with kernels for CUDA {version} libcudart.so.13 libcublas.so.13");
-        fs::write(&path, format!("#!/bin/sh\n# {says}\n{script}")).unwrap();
+        // Each ends in a zero, as in a program; the shell never comes to them.
+        let says = format!("bertft with kernels for CUDA {version}\0libcudart.so.13\0libcublas.so.13\0");
+        fs::write(&path, format!("#!/bin/sh\n{script}\nexit\n{says}")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         self
     }
