@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 // Batches come and go on several threads, which the system's allocator is slow at.
-// Its blocks begin on cache lines, the system's do not: rows of AMX tiles and vector registers that lie across two lines cost two
-// loads, and products up to twice the time.
+// And mimalloc's larger blocks begin on cache lines, which the system's do not: a row of an AMX tile that lies across two lines
+// costs two loads, and products then took up to twice the time.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

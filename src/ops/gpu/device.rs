@@ -1,6 +1,6 @@
 //! A CUDA device: kernels from the module that `build.rs` compiled, products by cuBLAS, all on candle's stream, so in the order
-//! in which they are asked for. Nothing here waits for the device but [`Words`],
-//! when they are read or dropped.
+//! in which they are asked for. Nothing here waits for the device but [`Words`] when
+//! they are read or dropped.
 
 use super::{Args, Gemm, Grid, size};
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
